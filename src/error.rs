@@ -1,0 +1,312 @@
+//! One error type: what happened, in which operation, to which key, on which server, and what to
+//! do about it.
+//!
+//! An error prints its own story and never its cause's: the cause is what
+//! [`source`](std::error::Error::source) returns.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::key::{Index, Key};
+
+/// A `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Anything that went wrong. Match on [`Error::kind`].
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    detail: Cow<'static, str>,
+    operation: Option<&'static str>,
+    key: Option<Key>,
+    server: Option<String>,
+    index: Option<Index>,
+    code: Option<u16>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What kind of thing went wrong; decides what a caller can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A key breaks a rule. Nothing was sent.
+    InvalidKey,
+    /// A name breaks a rule. Nothing was sent.
+    InvalidName,
+    /// A value cannot be stored there (too large, or not UTF-8 on etcd v2). Nothing was sent.
+    InvalidValue,
+    /// A time-to-live is out of range. Nothing was sent.
+    InvalidTtl,
+    /// A URL or an option makes no sense. Nothing was sent.
+    InvalidOptions,
+    /// The store cannot do this at all. Nothing was sent.
+    Unsupported,
+
+    /// There is nothing at the key (or the lease is gone). Nothing was changed.
+    NotFound,
+    /// There already is something at the key. Nothing was changed.
+    AlreadyExists,
+    /// The value or index was not the expected one. Nothing was changed.
+    ConditionFailed,
+    /// The key is a directory. Nothing was changed.
+    NotAFile,
+    /// A key above this one is a file. Nothing was changed.
+    NotADirectory,
+    /// The directory still has children. Nothing was changed.
+    DirectoryNotEmpty,
+    /// The root cannot be written. Nothing was changed.
+    RootReadOnly,
+    /// The server refuses these credentials, or none were given. Nothing was changed.
+    Unauthorized,
+
+    /// The request was never sent: no server could be reached. Nothing was changed.
+    Unreachable,
+    /// The server answered that it cannot serve now (no leader, stopping). Nothing was changed.
+    Unavailable,
+    /// The time for this ran out; what was begun has been, or is being, undone.
+    Timeout,
+    /// The request may have been sent and no answer came: it may have taken effect, or may still.
+    Ambiguous,
+    /// The answer is not what this protocol allows: not the expected server, or a broken one.
+    Protocol,
+    /// The events asked for are no longer kept; list again and watch from there.
+    HistoryLost,
+    /// This is another cluster, or one restored from a backup.
+    ClusterChanged,
+
+    /// What was held is not held any more.
+    Lost,
+    /// This lock value already has a guard.
+    AlreadyHeld,
+    /// The client was shut down.
+    Closed,
+}
+
+impl Error {
+    /// An error of this kind; `detail` says what happened.
+    pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            detail: detail.into(),
+            operation: None,
+            key: None,
+            server: None,
+            index: None,
+            code: None,
+            source: None,
+        }))
+    }
+
+    /// Names the operation, unless one is named already (the innermost knows best).
+    #[must_use]
+    pub fn during(mut self, operation: &'static str) -> Self {
+        self.0.operation.get_or_insert(operation);
+        self
+    }
+
+    /// Names the key, unless one is named already.
+    #[must_use]
+    pub fn at(mut self, key: &Key) -> Self {
+        self.0.key.get_or_insert_with(|| key.clone());
+        self
+    }
+
+    /// Names the key, replacing the one that was named.
+    #[must_use]
+    pub fn relocate(mut self, key: Option<Key>) -> Self {
+        self.0.key = key;
+        self
+    }
+
+    /// Names the server, unless one is named already.
+    #[must_use]
+    pub fn on(mut self, server: impl Into<String>) -> Self {
+        self.0.server.get_or_insert_with(|| server.into());
+        self
+    }
+
+    /// Gives the store's index at the time.
+    #[must_use]
+    pub fn seen_at(mut self, index: Index) -> Self {
+        self.0.index = Some(index);
+        self
+    }
+
+    /// Gives the server's own number for this error.
+    #[must_use]
+    pub fn with_code(mut self, code: u16) -> Self {
+        self.0.code = Some(code);
+        self
+    }
+
+    /// Gives the cause.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What happened, in words.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// The operation that failed.
+    pub fn operation(&self) -> Option<&'static str> {
+        self.0.operation
+    }
+
+    /// The key it concerned.
+    pub fn key(&self) -> Option<&Key> {
+        self.0.key.as_ref()
+    }
+
+    /// The server that answered, or that did not.
+    pub fn server(&self) -> Option<&str> {
+        self.0.server.as_deref()
+    }
+
+    /// The store's index when it refused.
+    pub fn index(&self) -> Option<Index> {
+        self.0.index
+    }
+
+    /// The server's own number for this error (etcd's `errorCode`).
+    pub fn code(&self) -> Option<u16> {
+        self.0.code
+    }
+
+    /// Whether the operation may have taken effect, or may still.
+    pub fn is_ambiguous(&self) -> bool {
+        self.kind() == ErrorKind::Ambiguous
+    }
+
+    /// Whether the same call may succeed later without anything being changed by the caller.
+    ///
+    /// An [`Ambiguous`](ErrorKind::Ambiguous) outcome is not among them: find out first.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Timeout
+        )
+    }
+}
+
+impl ErrorKind {
+    /// What to do about it, where that can be said in general.
+    fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Ambiguous => "the outcome is unknown: read back before trying again",
+            Self::Unreachable => "nothing was sent: check the address and that the server runs",
+            Self::Unauthorized => "check the user, the password and the role's permissions",
+            Self::HistoryLost => "list again and watch from the list's index",
+            Self::Lost => "stop acting under it; acquire again for a new token",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            operation,
+            key,
+            server,
+            detail,
+            code,
+            index,
+            kind,
+            ..
+        } = &*self.0;
+        if let Some(operation) = operation {
+            write!(f, "{operation}")?;
+        }
+        if let Some(key) = key {
+            write!(f, "{}{key}", if operation.is_some() { " " } else { "" })?;
+        }
+        if let Some(server) = server {
+            let lead = if operation.is_some() || key.is_some() {
+                " on "
+            } else {
+                ""
+            };
+            write!(f, "{lead}{server}")?;
+        }
+        if operation.is_some() || key.is_some() || server.is_some() {
+            f.write_str(": ")?;
+        }
+        f.write_str(detail)?;
+        match (code, index) {
+            (Some(code), Some(index)) => write!(f, " (code {code}, at index {index})")?,
+            (Some(code), None) => write!(f, " (code {code})")?,
+            (None, Some(index)) => write!(f, " (at index {index})")?,
+            (None, None) => {}
+        }
+        if let Some(advice) = kind.advice() {
+            write!(f, "; {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Error");
+        shown
+            .field("kind", &self.0.kind)
+            .field("text", &self.to_string());
+        if let Some(source) = &self.0.source {
+            shown.field("source", source);
+        }
+        shown.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_happened_where_and_what_to_do() {
+        let key = Key::new("/a").unwrap();
+        let error = Error::new(ErrorKind::Ambiguous, "no answer within 1 s")
+            .during("put")
+            .at(&key)
+            .on("http://10.0.0.1:2379");
+        assert_eq!(
+            error.to_string(),
+            "put /a on http://10.0.0.1:2379: no answer within 1 s; \
+             the outcome is unknown: read back before trying again"
+        );
+        assert!(error.is_ambiguous() && !error.is_transient());
+    }
+
+    #[test]
+    fn the_innermost_context_wins() {
+        let (inner, outer) = (Key::new("/in").unwrap(), Key::new("/out").unwrap());
+        let error = Error::new(ErrorKind::NotFound, "key not found")
+            .at(&inner)
+            .at(&outer);
+        assert_eq!(error.key(), Some(&inner));
+    }
+
+    #[test]
+    fn a_cause_is_printed_by_whoever_prints_the_chain_and_only_there() {
+        let error = Error::new(ErrorKind::Protocol, "not JSON").caused_by("boom");
+        assert!(!error.to_string().contains("boom"));
+        assert_eq!(StdError::source(&error).unwrap().to_string(), "boom");
+    }
+}

@@ -1,0 +1,1 @@
+//! The etcd v2 driver.

@@ -1,0 +1,19 @@
+//! Distributed coordination primitives for services, on etcd or on an embedded store.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
+
+pub mod embedded;
+mod error;
+#[cfg(feature = "etcd2")]
+#[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
+pub mod etcd2;
+mod key;
+pub mod runtime;
+pub mod store;
+#[cfg(feature = "etcd2")]
+#[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
+pub mod transport;
+
+pub use error::{Error, ErrorKind, Result};
+pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
+pub use store::{Store, StoreExt};

@@ -1,0 +1,207 @@
+//! The narrow waist: what every store can do, and nothing that only one of them can.
+//!
+//! [`Store`] has few methods, each with all its options in one request value, and no default
+//! methods; conveniences are in [`StoreExt`]. Decorators ([`Prefixed`], `testkit::Faulty`) are
+//! stores themselves. Every implementation, also one outside this crate, must pass the suite in
+//! `tenure::conformance` (feature `conformance`).
+//!
+//! # What every store promises
+//! * **One order.** Every mutation has an [`Index`](crate::Index); a reply's index says up to where it knows.
+//! * **Nothing expired is ever read.**
+//! * **Never a silent resend.** A request that may have been sent is not sent again by the
+//!   driver unless repeating it is provably harmless. When no answer came, the error's kind is
+//!   [`Ambiguous`](crate::ErrorKind::Ambiguous): it may have taken effect, *or may still*.
+//! * **Hidden keys.** A segment that starts with `_` below the key that is listed or watched
+//!   hides the node.
+//! * **Cancel safety.** Dropping the future of a mutation leaves its outcome unknown, like an
+//!   ambiguous error; dropping a read or a watch loses nothing.
+
+mod ext;
+mod layout;
+mod prefixed;
+mod request;
+mod response;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+pub use ext::StoreExt;
+pub use layout::{Layout, Ticket};
+pub use prefixed::Prefixed;
+pub use request::{
+    Append, Attached, Check, Commit, Condition, Delete, Expiry, Filter, Freshness, Get, Grant,
+    Naming, Operation, Page, Put, Renew, Scope, Watch, Withdraw,
+};
+pub use response::{
+    Appended, Change, Committed, Deleted, Event, Granted, KeyRenewal, Node, Renewed, Update, View,
+    Withdrawn, Written,
+};
+
+use crate::error::Result;
+use crate::key::LeaseId;
+
+/// A stream of [`Update`]s. The first is [`Update::Open`]; it ends only after an error.
+pub type Updates = BoxStream<'static, Result<Update>>;
+
+/// A store of keys: see the [module](self) for what all of them promise.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// What kind of store this is. Constant for the life of the value.
+    fn about(&self) -> About;
+
+    /// Reads a node, or the direct children of one. Absence is not an error: the view is empty.
+    ///
+    /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
+    async fn get(&self, get: Get) -> Result<View>;
+
+    /// Writes a node, creating the directories above it.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a failed [`Condition::Absent`]; `NotFound` where a condition other
+    /// than `Any` and `Absent` meets nothing; `ConditionFailed` for any other difference;
+    /// `NotAFile` on a directory, `NotADirectory` below a file; `NotFound` for an expiry with a
+    /// lease that is gone.
+    async fn put(&self, put: Put) -> Result<Written>;
+
+    /// Adds a node to a directory, under a name that the store makes ([`Naming`]).
+    ///
+    /// The store sends it once. After an `Ambiguous` outcome look for the tag, and
+    /// [`withdraw`](Store::withdraw) it where it is not wanted any more. On a store where
+    /// [`About::cancels`] holds, an append whose tag was withdrawn fails with `ConditionFailed`.
+    async fn append(&self, append: Append) -> Result<Appended>;
+
+    /// Removes what an append made, or may still make.
+    ///
+    /// Idempotent: the node is found by its tag, so repeating this harms nobody. Succeeds when
+    /// there is nothing (any more).
+    async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn>;
+
+    /// Deletes a node, or with `recursive` a directory and all in it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is nothing; `ConditionFailed` when the condition does not hold;
+    /// `NotAFile` for a directory unless `recursive`.
+    async fn delete(&self, delete: Delete) -> Result<Deleted>;
+
+    /// Follows a key or a tree.
+    ///
+    /// Every change at or after [`Watch::from`] (or after the index in [`Update::Open`]) arrives
+    /// once and in order. The deletion of a directory is one event for all in it. An error ends
+    /// the stream: `HistoryLost` means list again; after any other, watch again from the index
+    /// after the last one seen.
+    fn watch(&self, watch: Watch) -> Updates;
+
+    /// Applies all operations if all checks hold, or none.
+    ///
+    /// # Errors
+    /// `ConditionFailed` names the first check that does not hold; `Unsupported` where
+    /// [`About::commits`] is false.
+    async fn commit(&self, commit: Commit) -> Result<Committed>;
+
+    /// Makes a lease live, or finds that it is. Repeating it is harmless: the client chose the id.
+    async fn grant(&self, grant: Grant) -> Result<Granted>;
+
+    /// Asks for another full term for a lease and the keys that hang on it.
+    ///
+    /// A store with real leases renews the lease and answers for no key. One without renews
+    /// exactly `keys`, and answers for each; it errs only when it could tell about none of them.
+    ///
+    /// # Errors
+    /// `NotFound` when the lease is gone: it will not come back.
+    async fn renew(&self, renew: Renew) -> Result<Renewed>;
+
+    /// Ends a lease and deletes what hangs on it. Idempotent.
+    async fn revoke(&self, lease: LeaseId) -> Result<()>;
+}
+
+/// What kind of store this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct About {
+    /// What errors and traces call it: `embedded`, `etcd2 http://h1:2379,…`. Holds no secret.
+    pub name: Arc<str>,
+    /// How recipes' nodes are named and read back.
+    pub layout: Layout,
+    /// Whether [`Store::commit`] works.
+    pub commits: bool,
+    /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
+    /// bounds a late one.
+    pub cancels: bool,
+}
+
+impl About {
+    /// Describes a store that has neither commits nor cancel marks.
+    pub fn new(name: impl Into<Arc<str>>, layout: Layout) -> Self {
+        Self {
+            name: name.into(),
+            layout,
+            commits: false,
+            cancels: false,
+        }
+    }
+
+    /// Says that [`Store::commit`] works.
+    #[must_use]
+    pub fn with_commits(mut self) -> Self {
+        self.commits = true;
+        self
+    }
+
+    /// Says that a withdrawn append can no longer take effect.
+    #[must_use]
+    pub fn with_cancels(mut self) -> Self {
+        self.cancels = true;
+        self
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn about(&self) -> About {
+        (**self).about()
+    }
+
+    async fn get(&self, get: Get) -> Result<View> {
+        (**self).get(get).await
+    }
+
+    async fn put(&self, put: Put) -> Result<Written> {
+        (**self).put(put).await
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended> {
+        (**self).append(append).await
+    }
+
+    async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
+        (**self).withdraw(withdraw).await
+    }
+
+    async fn delete(&self, delete: Delete) -> Result<Deleted> {
+        (**self).delete(delete).await
+    }
+
+    fn watch(&self, watch: Watch) -> Updates {
+        (**self).watch(watch)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed> {
+        (**self).commit(commit).await
+    }
+
+    async fn grant(&self, grant: Grant) -> Result<Granted> {
+        (**self).grant(grant).await
+    }
+
+    async fn renew(&self, renew: Renew) -> Result<Renewed> {
+        (**self).renew(renew).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        (**self).revoke(lease).await
+    }
+}
