@@ -2,18 +2,25 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
 
+mod client;
 pub mod embedded;
 mod error;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod etcd2;
 mod key;
+pub mod recipes;
 pub mod runtime;
+mod session;
 pub mod store;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod transport;
 
+pub use client::{Client, ClientBuilder, Shutdown};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
+pub use recipes::guard::LockGuard;
+pub use recipes::lock::{Acquire, Lock};
+pub use session::{Loss, SessionState, State};
 pub use store::{Store, StoreExt};
