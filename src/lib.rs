@@ -10,6 +10,9 @@ pub mod etcd2;
 mod key;
 pub mod runtime;
 pub mod store;
+#[cfg(feature = "testkit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testkit")))]
+pub mod testkit;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod transport;
