@@ -13,6 +13,9 @@ pub mod recipes;
 pub mod runtime;
 mod session;
 pub mod store;
+#[cfg(feature = "testkit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testkit")))]
+pub mod testkit;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod transport;
