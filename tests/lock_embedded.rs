@@ -12,7 +12,13 @@ mod suite;
 async fn world() -> (suite::World, ()) {
     let runtime = Runtime::on_tokio_time(1);
     let store = Embedded::builder().runtime(runtime.clone()).build();
-    (suite::World { open: Box::new(move || Arc::new(store.clone())), runtime }, ())
+    (
+        suite::World {
+            open: Box::new(move || Arc::new(store.clone())),
+            runtime,
+        },
+        (),
+    )
 }
 
 lock_suite!(tokio::test(start_paused = true), world());

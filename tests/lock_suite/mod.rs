@@ -8,48 +8,77 @@ use std::time::Duration;
 
 use tenure::runtime::Runtime;
 use tenure::store::{Delete, Expiry};
-use tenure::testkit::cancel_after;
+use tenure::testkit::{Faulty, cancel_after};
 use tenure::{Client, ErrorKind, Key, Loss, State, Store, StoreExt, Ttl};
 
 /// Clients that share one store, each over a connection of its own.
-pub struct World {
-    pub open: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
-    pub runtime: Runtime,
+pub(crate) struct World {
+    pub(crate) open: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
+    pub(crate) runtime: Runtime,
 }
 
-pub const TTL: Duration = Duration::from_secs(3);
+pub(crate) const TTL: Duration = Duration::from_secs(3);
 /// How long after a TTL a server may take to remove what expired (etcd looks every 0.5 s).
-pub const SWEEP: Duration = Duration::from_millis(700);
+pub(crate) const SWEEP: Duration = Duration::from_millis(700);
 /// Far more than any step takes on a slow machine; only a hang reaches it.
 const LONG: Duration = Duration::from_secs(30);
 
 impl World {
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let ttl = Ttl::new(TTL).unwrap();
-        Client::builder((self.open)()).runtime(self.runtime.clone()).ttl(ttl).build()
+        Client::builder((self.open)())
+            .runtime(self.runtime.clone())
+            .ttl(ttl)
+            .build()
     }
 }
 
-pub fn dir(name: &str) -> Key {
+impl World {
+    /// A client whose link to the store can be cut.
+    pub(crate) fn client_on_a_link(&self) -> (Client, Faulty<dyn Store>) {
+        let link = Faulty::shared((self.open)(), 1);
+        let ttl = Ttl::new(TTL).unwrap();
+        let store: Arc<dyn Store> = Arc::new(link.clone());
+        (
+            Client::builder(store)
+                .runtime(self.runtime.clone())
+                .ttl(ttl)
+                .build(),
+            link,
+        )
+    }
+}
+
+pub(crate) fn dir(name: &str) -> Key {
     Key::new(format!("/_locks/{name}")).unwrap()
 }
 
 /// Waits until a condition holds; fails when it does not within `limit`.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, limit: Duration, check: impl Fn() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    limit: Duration,
+    check: impl Fn() -> F,
+) {
     let wait = async {
         while !check().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    assert!(tokio::time::timeout(limit, wait).await.is_ok(), "{what}: not within {limit:?}");
+    assert!(
+        tokio::time::timeout(limit, wait).await.is_ok(),
+        "{what}: not within {limit:?}"
+    );
 }
 
-pub async fn line_length(client: &Client, name: &str) -> usize {
+pub(crate) async fn line_length(client: &Client, name: &str) -> usize {
     client.store().children(&dir(name)).await.unwrap().len()
 }
 
 async fn line_empties(client: &Client, name: &str) {
-    eventually("the line is empty", LONG, || async { line_length(client, name).await == 0 }).await;
+    eventually("the line is empty", LONG, || async {
+        line_length(client, name).await == 0
+    })
+    .await;
 }
 
 async fn soon<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
@@ -61,10 +90,14 @@ async fn soon<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
 
 /// Deletes a ticket behind everybody's back.
 async fn delete_by_force(client: &Client, key: &Key) {
-    client.store().delete(Delete::new(key.clone())).await.unwrap();
+    client
+        .store()
+        .delete(Delete::new(key.clone()))
+        .await
+        .unwrap();
 }
 
-pub async fn one_holder_at_a_time_and_tokens_rise(world: World) {
+pub(crate) async fn one_holder_at_a_time_and_tokens_rise(world: World) {
     let inside = Arc::new(AtomicBool::new(false));
     let last = Arc::new(std::sync::Mutex::new(0));
     let mut tasks = tokio::task::JoinSet::new();
@@ -77,7 +110,12 @@ pub async fn one_holder_at_a_time_and_tokens_rise(world: World) {
                 assert!(!inside.swap(true, Ordering::SeqCst), "two holders");
                 {
                     let mut last = last.lock().unwrap();
-                    assert!(guard.token() > *last, "token {} after {}", guard.token(), *last);
+                    assert!(
+                        guard.token() > *last,
+                        "token {} after {}",
+                        guard.token(),
+                        *last
+                    );
                     *last = guard.token();
                 }
                 tokio::task::yield_now().await;
@@ -93,21 +131,28 @@ pub async fn one_holder_at_a_time_and_tokens_rise(world: World) {
     assert_eq!(line_length(&world.client(), "a").await, 0);
 }
 
-pub async fn first_come_first_served_across_clients_and_inside_one(world: World) {
+pub(crate) async fn first_come_first_served_across_clients_and_inside_one(world: World) {
     let holder = world.client();
     let guard = holder.lock("a").acquire().await.unwrap();
     let order = Arc::new(std::sync::Mutex::new(Vec::new()));
     let mut tasks = tokio::task::JoinSet::new();
     let (one, two) = (world.client(), world.client());
     for turn in 0..8 {
-        let client = if turn % 3 == 0 { one.clone() } else { two.clone() };
+        let client = if turn % 3 == 0 {
+            one.clone()
+        } else {
+            two.clone()
+        };
         let order = order.clone();
         tasks.spawn(async move {
             let guard = client.lock("a").acquire().await.unwrap();
             order.lock().unwrap().push(turn);
             guard.release().await.unwrap();
         });
-        eventually("the ticket is in line", LONG, || async { line_length(&holder, "a").await == turn + 2 }).await;
+        eventually("the ticket is in line", LONG, || async {
+            line_length(&holder, "a").await == turn + 2
+        })
+        .await;
     }
     guard.release().await.unwrap();
     while let Some(done) = soon("the line", tasks.join_next()).await {
@@ -116,7 +161,7 @@ pub async fn first_come_first_served_across_clients_and_inside_one(world: World)
     assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
 }
 
-pub async fn try_takes_a_free_lock_and_leaves_nothing_at_a_taken_one(world: World) {
+pub(crate) async fn try_takes_a_free_lock_and_leaves_nothing_at_a_taken_one(world: World) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").try_acquire().await.unwrap().expect("free");
     assert!(b.lock("a").try_acquire().await.unwrap().is_none());
@@ -135,7 +180,7 @@ pub async fn try_takes_a_free_lock_and_leaves_nothing_at_a_taken_one(world: Worl
     guard.release().await.unwrap();
 }
 
-pub async fn a_timeout_is_one_budget_and_takes_its_ticket_back(world: World) {
+pub(crate) async fn a_timeout_is_one_budget_and_takes_its_ticket_back(world: World) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let limit = Duration::from_millis(500);
@@ -149,33 +194,45 @@ pub async fn a_timeout_is_one_budget_and_takes_its_ticket_back(world: World) {
     guard.release().await.unwrap();
 }
 
-pub async fn a_dropped_guard_frees_the_lock(world: World) {
+pub(crate) async fn a_dropped_guard_frees_the_lock(world: World) {
     let (a, b) = (world.client(), world.client());
     drop(a.lock("a").acquire().await.unwrap());
     let guard = soon("the freed lock", b.lock("a").acquire()).await.unwrap();
     guard.release().await.unwrap();
 }
 
-pub async fn a_panic_under_the_lock_frees_it(world: World) {
+pub(crate) async fn a_panic_under_the_lock_frees_it(world: World) {
     let (a, b) = (world.client(), world.client());
     let panicked = tokio::spawn(async move {
         let _guard = a.lock("a").acquire().await.unwrap();
         panic!("on purpose");
     });
     assert!(panicked.await.unwrap_err().is_panic());
-    soon("the freed lock", b.lock("a").acquire()).await.unwrap().release().await.unwrap();
+    soon("the freed lock", b.lock("a").acquire())
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
 }
 
-pub async fn a_ticket_deleted_by_force_is_lost_and_its_release_frees_nobody_elses(world: World) {
+pub(crate) async fn a_ticket_deleted_by_force_is_lost_and_its_release_frees_nobody_elses(
+    world: World,
+) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let key = guard.key().clone();
     // Longer than a short hold: from now on the key is watched.
     tokio::time::sleep(Duration::from_millis(300)).await;
     delete_by_force(&b, &key).await;
-    let loss = tokio::time::timeout(TTL / 3, guard.lost()).await.expect("seen by the watch");
+    let loss = tokio::time::timeout(TTL / 3, guard.lost())
+        .await
+        .expect("seen by the watch");
     assert_eq!(loss, Loss::Deleted);
-    assert_eq!((guard.state(), guard.deadline(), guard.is_held()), (State::Lost, None, false));
+    assert_eq!(
+        (guard.state(), guard.deadline(), guard.is_held()),
+        (State::Lost, None, false)
+    );
     let successor = soon("the freed lock", b.lock("a").acquire()).await.unwrap();
     assert!(successor.token() > guard.token());
     let error = guard.release().await.unwrap_err();
@@ -186,42 +243,64 @@ pub async fn a_ticket_deleted_by_force_is_lost_and_its_release_frees_nobody_else
     successor.release().await.unwrap();
 }
 
-pub async fn a_waiter_whose_ticket_is_deleted_is_told_while_the_holder_still_holds(world: World) {
+pub(crate) async fn a_waiter_whose_ticket_is_deleted_is_told_while_the_holder_still_holds(
+    world: World,
+) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let waiter = tokio::spawn({
         let lock = b.lock("a");
         async move { lock.acquire().await }
     });
-    eventually("it is in line", LONG, || async { line_length(&a, "a").await == 2 }).await;
+    eventually("it is in line", LONG, || async {
+        line_length(&a, "a").await == 2
+    })
+    .await;
     let ticket = a.store().children(&dir("a")).await.unwrap().remove(1);
     delete_by_force(&a, &ticket.key).await;
-    let outcome = tokio::time::timeout(TTL, waiter).await.expect("told within a TTL").unwrap();
+    let outcome = tokio::time::timeout(TTL, waiter)
+        .await
+        .expect("told within a TTL")
+        .unwrap();
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     assert!(guard.is_held());
     guard.release().await.unwrap();
 }
 
-pub async fn one_value_holds_once_and_a_clone_queues(world: World) {
+pub(crate) async fn one_value_holds_once_and_a_clone_queues(world: World) {
     let client = world.client();
     let lock = client.lock("a");
     let guard = lock.acquire().await.unwrap();
-    assert_eq!(lock.acquire().await.unwrap_err().kind(), ErrorKind::AlreadyHeld);
-    assert_eq!(lock.try_acquire().await.unwrap_err().kind(), ErrorKind::AlreadyHeld);
+    assert_eq!(
+        lock.acquire().await.unwrap_err().kind(),
+        ErrorKind::AlreadyHeld
+    );
+    assert_eq!(
+        lock.try_acquire().await.unwrap_err().kind(),
+        ErrorKind::AlreadyHeld
+    );
     let clone = lock.clone();
-    let error = clone.acquire().timeout(Duration::from_millis(200)).await.unwrap_err();
+    let error = clone
+        .acquire()
+        .timeout(Duration::from_millis(200))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     guard.release().await.unwrap();
     lock.acquire().await.unwrap().release().await.unwrap();
     clone.acquire().await.unwrap().release().await.unwrap();
 }
 
-pub async fn names_never_touch_each_other(world: World) {
+pub(crate) async fn names_never_touch_each_other(world: World) {
     let client = world.client();
     let mut guards = Vec::new();
     for name in ["a", "a/b", "a%2Fb", "ab", ".", "..", "_a", "ü 日?#+&=;:@"] {
         let acquire = client.lock(name).acquire().timeout(LONG);
-        guards.push(acquire.await.unwrap_or_else(|error| panic!("{name}: {error}")));
+        guards.push(
+            acquire
+                .await
+                .unwrap_or_else(|error| panic!("{name}: {error}")),
+        );
     }
     for guard in guards {
         assert!(guard.is_held());
@@ -229,7 +308,7 @@ pub async fn names_never_touch_each_other(world: World) {
     }
 }
 
-pub async fn bad_names_and_ttls_are_refused_before_anything_is_sent(world: World) {
+pub(crate) async fn bad_names_and_ttls_are_refused_before_anything_is_sent(world: World) {
     let client = world.client();
     let long = "x".repeat(5 * 1024);
     for name in ["", "a\nb", "\u{0}", long.as_str()] {
@@ -242,10 +321,14 @@ pub async fn bad_names_and_ttls_are_refused_before_anything_is_sent(world: World
         let error = client.lock("a").ttl(ttl).acquire().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidTtl, "{ttl:?}");
     }
-    assert_eq!(client.session_state(), None, "a session was started for nothing");
+    assert_eq!(
+        client.session_state(),
+        None,
+        "a session was started for nothing"
+    );
 }
 
-pub async fn a_lock_held_or_waited_for_longer_than_its_ttl_stays(world: World) {
+pub(crate) async fn a_lock_held_or_waited_for_longer_than_its_ttl_stays(world: World) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let waiter = tokio::spawn({
@@ -266,7 +349,7 @@ pub async fn a_lock_held_or_waited_for_longer_than_its_ttl_stays(world: World) {
     next.release().await.unwrap();
 }
 
-pub async fn run_is_cancelled_when_the_lock_is_lost(world: World) {
+pub(crate) async fn run_is_cancelled_when_the_lock_is_lost(world: World) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     assert_eq!(guard.run(async { 7 }).await.unwrap(), 7);
@@ -282,17 +365,25 @@ pub async fn run_is_cancelled_when_the_lock_is_lost(world: World) {
     };
     let key = guard.key().clone();
     let (outcome, ()) = tokio::join!(soon::<tenure::Result<()>>("run", guard.run(work)), async {
-        eventually("it works", LONG, || async { steps.load(Ordering::SeqCst) > 20 }).await;
+        eventually("it works", LONG, || async {
+            steps.load(Ordering::SeqCst) > 20
+        })
+        .await;
         delete_by_force(&b, &key).await;
     });
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     let done = steps.load(Ordering::SeqCst);
-    assert_eq!(guard.run(async { 7 }).await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(
+        guard.run(async { 7 }).await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
     assert_eq!(steps.load(Ordering::SeqCst), done);
     assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
 }
 
-pub async fn guarded_writes_are_refused_once_the_ticket_is_gone_or_are_unsupported(world: World) {
+pub(crate) async fn guarded_writes_are_refused_once_the_ticket_is_gone_or_are_unsupported(
+    world: World,
+) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let key = Key::new("/data").unwrap();
@@ -303,21 +394,31 @@ pub async fn guarded_writes_are_refused_once_the_ticket_is_gone_or_are_unsupport
         return guard.release().await.unwrap();
     }
     guard.put(&key, "1", Expiry::Never).await.unwrap();
-    assert_eq!(b.store().node(&key).await.unwrap().unwrap().text(), Some("1"));
+    assert_eq!(
+        b.store().node(&key).await.unwrap().unwrap().text(),
+        Some("1")
+    );
     delete_by_force(&b, guard.key()).await;
     let error = guard.put(&key, "2", Expiry::Never).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
-    assert_eq!(guard.delete(&key).await.unwrap_err().kind(), ErrorKind::Lost);
-    assert_eq!(b.store().node(&key).await.unwrap().unwrap().text(), Some("1"));
+    assert_eq!(
+        guard.delete(&key).await.unwrap_err().kind(),
+        ErrorKind::Lost
+    );
+    assert_eq!(
+        b.store().node(&key).await.unwrap().unwrap().text(),
+        Some("1")
+    );
     assert!(!guard.is_held());
 }
 
-pub async fn a_future_dropped_at_any_poll_leaves_nothing(world: World) {
+pub(crate) async fn a_future_dropped_at_any_poll_leaves_nothing(world: World) {
     let (a, b) = (world.client(), world.client());
     // Uncontended: acquire, then release.
     for polls in 0.. {
         let lock = a.lock("a");
-        let done = cancel_after(async { lock.acquire().await.unwrap().release().await.unwrap() }, polls).await;
+        let cycle = async { lock.acquire().await.unwrap().release().await.unwrap() };
+        let done = cancel_after(cycle, polls).await.is_some();
         soon("the janitor", a.idle()).await;
         assert_eq!(line_length(&b, "a").await, 0, "after {polls} polls");
         if done {
@@ -328,7 +429,8 @@ pub async fn a_future_dropped_at_any_poll_leaves_nothing(world: World) {
     // Try.
     for polls in 0.. {
         let lock = a.lock("a");
-        let done = cancel_after(async { drop(lock.try_acquire().await.unwrap()) }, polls).await;
+        let attempt = async { drop(lock.try_acquire().await.unwrap()) };
+        let done = cancel_after(attempt, polls).await.is_some();
         soon("the janitor", a.idle()).await;
         assert_eq!(line_length(&b, "a").await, 0, "try, after {polls} polls");
         if done {
@@ -342,19 +444,26 @@ pub async fn a_future_dropped_at_any_poll_leaves_nothing(world: World) {
         let limited = lock.acquire().timeout(Duration::from_millis(20));
         cancel_after(limited.into_future(), polls).await;
         soon("the janitor", a.idle()).await;
-        assert_eq!(line_length(&b, "a").await, 1, "waiting, after {polls} polls");
+        assert_eq!(
+            line_length(&b, "a").await,
+            1,
+            "waiting, after {polls} polls"
+        );
     }
     assert!(guard.is_held());
     guard.release().await.unwrap();
 }
 
-pub async fn a_storm_of_cancelled_acquires_leaves_no_ticket_and_no_task(world: World) {
+pub(crate) async fn a_storm_of_cancelled_acquires_leaves_no_ticket_and_no_task(world: World) {
     let tasks = tokio::runtime::Handle::current().metrics();
     let (a, b) = (world.client(), world.client());
     let guard = b.lock("a").acquire().await.unwrap();
     for round in 0..200_u64 {
         let lock = a.lock("a");
-        let _ = lock.acquire().timeout(Duration::from_micros(round * 37 % 4_000)).await;
+        let _ = lock
+            .acquire()
+            .timeout(Duration::from_micros(round * 37 % 4_000))
+            .await;
     }
     soon("the janitor", a.idle()).await;
     assert_eq!(line_length(&b, "a").await, 1);
@@ -367,34 +476,69 @@ pub async fn a_storm_of_cancelled_acquires_leaves_no_ticket_and_no_task(world: W
     }
     drop((a, b));
     drop(world);
-    eventually("all tasks end", LONG, || async { tasks.num_alive_tasks() == 0 }).await;
+    eventually("all tasks end", LONG, || async {
+        tasks.num_alive_tasks() == 0
+    })
+    .await;
 }
 
-pub async fn a_client_that_vanishes_is_followed_within_its_ttl(world: World) {
+pub(crate) async fn a_client_that_vanishes_knows_it_and_is_followed_within_its_ttl(world: World) {
+    let (a, link) = world.client_on_a_link();
     let b = world.client();
-    let a = world.client();
     let guard = a.lock("a").acquire().await.unwrap();
     let token = guard.token();
-    // As if the process had been killed: nothing is released, nothing is renewed.
-    let end = a.shutdown(Duration::ZERO).await;
-    drop(end);
-    std::mem::forget(guard);
-    let start = world.runtime.clock.now();
-    let next = soon("the next holder", b.lock("a").acquire()).await.unwrap();
-    let waited = world.runtime.clock.now().since(start);
+    link.set_down(true);
+    let cut = world.runtime.clock.now();
+    let waiter = tokio::spawn({
+        let lock = b.lock("a");
+        async move { lock.acquire().await.unwrap() }
+    });
+    eventually("doubt", TTL, || async { guard.state() != State::Held }).await;
+    assert_eq!(
+        guard.state(),
+        State::Suspect,
+        "one missed renewal is no loss"
+    );
+    assert_eq!(soon("the loss", guard.lost()).await, Loss::Expired);
+    let lost_after = world.runtime.clock.now().since(cut);
+    assert!(lost_after <= TTL, "{lost_after:?}");
+    let next = soon("the next holder", waiter).await.unwrap();
+    let waited = world.runtime.clock.now().since(cut);
     assert!(waited <= TTL + SWEEP, "{waited:?}");
+    assert!(waited >= lost_after, "two holders");
     assert!(next.token() > token);
+    link.set_down(false);
+    assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
+    soon("the janitor", a.idle()).await;
+    assert!(next.is_held());
+    // A lost session is replaced by the next acquire.
     next.release().await.unwrap();
+    let again = soon("a new session", a.lock("a").acquire()).await.unwrap();
+    assert!(again.token() > token);
+    again.release().await.unwrap();
 }
 
-pub async fn a_shutdown_releases_what_is_held_and_ends_waiters(world: World) {
+pub(crate) async fn an_outage_shorter_than_the_term_loses_nothing(world: World) {
+    let (a, link) = world.client_on_a_link();
+    let guard = a.lock("a").acquire().await.unwrap();
+    link.set_down(true);
+    eventually("doubt", TTL, || async { guard.state() == State::Suspect }).await;
+    link.set_down(false);
+    eventually("trust", TTL, || async { guard.state() == State::Held }).await;
+    guard.release().await.unwrap();
+}
+
+pub(crate) async fn a_shutdown_releases_what_is_held_and_ends_waiters(world: World) {
     let (a, b) = (world.client(), world.client());
     let guard = a.lock("a").acquire().await.unwrap();
     let waiter = tokio::spawn({
         let lock = a.lock("a");
         async move { lock.acquire().await }
     });
-    eventually("it is in line", LONG, || async { line_length(&b, "a").await == 2 }).await;
+    eventually("it is in line", LONG, || async {
+        line_length(&b, "a").await == 2
+    })
+    .await;
     a.shutdown(LONG).await;
     assert_eq!(guard.state(), State::Lost);
     let error = soon("the waiter", waiter).await.unwrap().unwrap_err();
@@ -423,7 +567,8 @@ macro_rules! lock_suite {
             guarded_writes_are_refused_once_the_ticket_is_gone_or_are_unsupported,
             a_future_dropped_at_any_poll_leaves_nothing,
             a_storm_of_cancelled_acquires_leaves_no_ticket_and_no_task,
-            a_client_that_vanishes_is_followed_within_its_ttl,
+            a_client_that_vanishes_knows_it_and_is_followed_within_its_ttl,
+            an_outage_shorter_than_the_term_loses_nothing,
             a_shutdown_releases_what_is_held_and_ends_waiters,
         );
     };

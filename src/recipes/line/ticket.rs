@@ -177,6 +177,7 @@ impl Ticket {
     pub(crate) async fn release(mut self) -> Result<()> {
         let term = self.term()?.clone();
         term.check()?;
+        self.step_back();
         let mut pause = Duration::from_millis(10);
         loop {
             // It compares with our own tag, so a repeated or a late one harms nobody.
@@ -333,11 +334,20 @@ impl Ticket {
         }
     }
 
+    /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
+    fn step_back(&self) {
+        if let State::InLine(seat) = &self.state {
+            self.session.detach(&seat.node.key);
+            if seat.joined {
+                self.line.leaving(seat.position.clone());
+            }
+        }
+    }
+
     /// Nothing is left of it in the store.
     fn released(&mut self, index: Index) {
         self.core.saw(index);
         if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed) {
-            self.session.detach(&seat.node.key);
             if seat.joined {
                 self.line.left(seat.position, index);
             }
@@ -363,18 +373,13 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let withdraw = self.withdrawal();
         let until = self.core.runtime.clock.now() + self.session.ttl().get();
-        let (line, core) = (self.line.clone(), Arc::downgrade(&self.core));
+        self.step_back();
         let joined = match std::mem::replace(&mut self.state, State::Disarmed) {
             State::Disarmed => return,
             State::Armed => None,
-            State::InLine(seat) => {
-                self.session.detach(&seat.node.key);
-                if seat.joined {
-                    line.leaving(seat.position.clone());
-                }
-                seat.joined.then_some(seat.position)
-            }
+            State::InLine(seat) => seat.joined.then_some(seat.position),
         };
+        let (line, core) = (self.line.clone(), Arc::downgrade(&self.core));
         let done = Box::new(move |index| {
             if let Some(core) = core.upgrade() {
                 core.saw(index);
