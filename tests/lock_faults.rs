@@ -51,8 +51,7 @@ impl Scene {
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
         let link = Faulty::new(self.store.clone(), seed);
         let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn tenure::Store> = Arc::new(link.clone());
-        let client = Client::builder(store)
+        let client = Client::builder(link.clone())
             .runtime(runtime)
             .ttl(Ttl::new(TTL).unwrap())
             .build();
