@@ -1,4 +1,5 @@
 //! The lock suite over the embedded store, on paused time.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::sync::Arc;
 

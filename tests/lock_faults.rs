@@ -4,6 +4,7 @@
 //!
 //! Checked on the recorded holds: no two overlap, tokens rise in the order of acquiring, and
 //! after everything is healed the line moves and then is empty within the bound.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,8 +52,7 @@ impl Scene {
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
         let link = Faulty::new(self.store.clone(), seed);
         let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn tenure::Store> = Arc::new(link.clone());
-        let client = Client::builder(store)
+        let client = Client::builder(link.clone())
             .runtime(runtime)
             .ttl(Ttl::new(TTL).unwrap())
             .build();

@@ -82,14 +82,14 @@ impl Client {
     ///
     /// # Panics
     /// Outside a tokio runtime: the client's tasks live there.
-    pub fn new(store: impl Into<Arc<dyn Store>>) -> Self {
+    pub fn new(store: impl Store) -> Self {
         Self::builder(store).build()
     }
 
     /// A client of this store, with options.
-    pub fn builder(store: impl Into<Arc<dyn Store>>) -> ClientBuilder {
+    pub fn builder(store: impl Store) -> ClientBuilder {
         ClientBuilder {
-            store: store.into(),
+            store: Arc::new(store),
             ttl: Ttl::DEFAULT,
             runtime: Runtime::default(),
         }

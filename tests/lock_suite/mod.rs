@@ -38,9 +38,8 @@ impl World {
     pub(crate) fn client_on_a_link(&self) -> (Client, Faulty<dyn Store>) {
         let link = Faulty::shared((self.open)(), 1);
         let ttl = Ttl::new(TTL).unwrap();
-        let store: Arc<dyn Store> = Arc::new(link.clone());
         (
-            Client::builder(store)
+            Client::builder(link.clone())
                 .runtime(self.runtime.clone())
                 .ttl(ttl)
                 .build(),

@@ -116,7 +116,7 @@ impl Driver {
                     self.machine.join(position, at);
                 }
                 if let Some(view) = known {
-                    self.learn(view);
+                    self.learn(&view);
                 }
             }
             Input::Leaving(position) => {
@@ -222,13 +222,13 @@ impl Driver {
         match outcome {
             Ok(view) => {
                 self.pause = None;
-                self.learn(view);
+                self.learn(&view);
             }
             Err(error) => self.failed(&error),
         }
     }
 
-    fn learn(&mut self, view: View) {
+    fn learn(&mut self, view: &View) {
         let position = |node: &_| {
             self.layout
                 .ticket(&self.dir, node)

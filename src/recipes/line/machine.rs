@@ -140,7 +140,7 @@ impl Machine {
                     seen.insert(ticket, owner);
                 }
                 Owner::Ours(..) if !seen.contains_key(&ticket) => {
-                    self.effects.push(Effect::Gone(ticket))
+                    self.effects.push(Effect::Gone(ticket));
                 }
                 Owner::Ours(..) | Owner::Foreign => {}
             }

@@ -347,10 +347,10 @@ impl Ticket {
     /// Nothing is left of it in the store.
     fn released(&mut self, index: Index) {
         self.core.saw(index);
-        if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed) {
-            if seat.joined {
-                self.line.left(seat.position, index);
-            }
+        if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)
+            && seat.joined
+        {
+            self.line.left(seat.position, index);
         }
     }
 
