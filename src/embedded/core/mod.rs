@@ -8,9 +8,9 @@
 //! | `line` | append and withdraw, with cancel marks |
 //! | `watch` | register, look, leave |
 //!
-//! All of them check first and then call the few methods of the machine below, which cannot fail
-//! and are the only ones that change anything: what they do is what the journal tells, and
-//! replaying the journal is calling them again.
+//! All of them check first and then call the few methods of the `machine`, which cannot fail and
+//! are the only ones that change anything: what they do is what the journal tells, and replaying
+//! the journal is calling them again.
 //!
 //! Invariants: every mutation takes the next index and one place in the history. The timeline
 //! holds exactly the nodes, leases and marks that end by themselves. A node with a lease is in
@@ -25,12 +25,15 @@ mod history;
 mod hub;
 mod lease;
 mod line;
+mod machine;
+#[cfg(test)]
+mod rig;
+mod shape;
 mod tree;
 mod verbs;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::task::Waker;
 
 pub(crate) use commit::NotCommitted;
@@ -41,7 +44,7 @@ pub(crate) use hub::WatcherId;
 pub(crate) use watch::Look;
 
 use super::journal::{Entry, Journal, Life, Payload, Step};
-use crate::key::{Index, Key, LeaseId, Tag};
+use crate::key::{Index, LeaseId, Tag};
 use crate::runtime::Instant;
 use expiry::{Due, Timeline};
 use history::History;
@@ -194,252 +197,6 @@ impl Core {
     /// What the clock reads when the store is so old.
     pub(crate) fn instant_of(&self, age: Age) -> Instant {
         self.clock_at + age.saturating_sub(self.age)
-    }
-}
-
-/// The machine. Callers have checked that it makes sense.
-impl Core {
-    /// Writes a node. `Set` and `Create` make a new one; the others keep its `created`, and of a
-    /// directory everything but its life.
-    fn write(&mut self, action: Action, key: &Key, payload: Payload, life: Life) -> Arc<Event> {
-        self.index = self.index.next();
-        self.note(|| Step::Write {
-            action,
-            key: key.clone(),
-            payload: payload.clone(),
-            life,
-        });
-        let index = self.index;
-        let term = self.term(life);
-        let before = self.tree.find(key).ok();
-        let previous = before.map(|stored| self.node(stored));
-        let refresh = payload == Payload::Keep && before.is_some();
-        let content = match payload {
-            Payload::File(value) => Content::File(value),
-            Payload::Dir => Content::Dir(BTreeMap::new()),
-            Payload::Keep => {
-                let kept = before.and_then(Stored::value).cloned();
-                Content::File(kept.unwrap_or_default())
-            }
-        };
-        if let Some(previous_term) = before.map(|stored| stored.term) {
-            self.unhook(key, previous_term);
-        }
-        let anew = matches!(action, Action::Set | Action::Create);
-        match self.tree.find_mut(key) {
-            Some(stored) if !anew => {
-                stored.term = term;
-                if !stored.is_dir() {
-                    stored.modified = index;
-                    stored.content = content;
-                }
-            }
-            _ => self.tree.insert(Stored {
-                key: key.clone(),
-                created: index,
-                modified: index,
-                term,
-                content,
-            }),
-        }
-        self.hook(key, term);
-        let mut node = match self.tree.find(key) {
-            Ok(stored) => self.node(stored),
-            Err(_) => self.gone(key, index, false),
-        };
-        node.modified = index;
-        self.publish(Event {
-            action,
-            node,
-            previous,
-            refresh,
-        })
-    }
-
-    /// Removes a node with all that is in it; `None` if there is none.
-    fn remove(&mut self, action: Action, key: &Key) -> Option<Arc<Event>> {
-        let stored = self.tree.remove(key)?;
-        self.index = self.index.next();
-        self.note(|| Step::Remove {
-            action,
-            key: key.clone(),
-        });
-        let node = self.gone(key, stored.created, stored.is_dir());
-        let previous = Some(self.node(&stored));
-        stored.walk(&mut |stored| self.unhook(&stored.key, stored.term));
-        Some(self.publish(Event {
-            action,
-            node,
-            previous,
-            refresh: false,
-        }))
-    }
-
-    /// Refuses appends with this tag from now on.
-    fn mark(&mut self, tag: Tag, life: Life) {
-        self.note(|| Step::Mark { tag, life });
-        let term = self.term(life);
-        match self.marks.insert(tag, term) {
-            Some(Term::At(age)) => self.timeline.remove(age, Due::Mark(tag)),
-            Some(Term::Lease(lease)) => {
-                if let Some(lease) = self.leases.get_mut(&lease) {
-                    lease.marks.remove(&tag);
-                }
-            }
-            Some(Term::Never) | None => {}
-        }
-        match term {
-            Term::Never => {}
-            Term::At(age) => self.timeline.add(age, Due::Mark(tag)),
-            Term::Lease(lease) => {
-                if let Some(lease) = self.leases.get_mut(&lease) {
-                    lease.marks.insert(tag);
-                }
-            }
-        }
-    }
-
-    fn publish(&mut self, event: Event) -> Arc<Event> {
-        let event = Arc::new(event);
-        self.history.push(Arc::clone(&event));
-        self.hub.publish(&event, self.history.limit());
-        event
-    }
-
-    fn note(&mut self, step: impl FnOnce() -> Step) {
-        if let Some(logbook) = &mut self.logbook {
-            logbook.pending.push(Entry {
-                index: self.index,
-                after: self.age.saturating_sub(logbook.last_at),
-                step: step(),
-            });
-            logbook.last_at = self.age;
-        }
-    }
-
-    /// Lets a node end with its term.
-    fn hook(&mut self, key: &Key, term: Term) {
-        match term {
-            Term::Never => {}
-            Term::At(age) => self.timeline.add(age, Due::Key(key.clone())),
-            Term::Lease(lease) => {
-                if let Some(lease) = self.leases.get_mut(&lease) {
-                    lease.keys.insert(key.clone());
-                }
-            }
-        }
-    }
-
-    fn unhook(&mut self, key: &Key, term: Term) {
-        match term {
-            Term::Never => {}
-            Term::At(age) => self.timeline.remove(age, Due::Key(key.clone())),
-            Term::Lease(lease) => {
-                if let Some(lease) = self.leases.get_mut(&lease) {
-                    lease.keys.remove(key);
-                }
-            }
-        }
-    }
-}
-
-/// Shapes.
-impl Core {
-    fn term(&self, life: Life) -> Term {
-        match life {
-            Life::Forever => Term::Never,
-            Life::For(duration) => Term::At(self.age.saturating_add(duration)),
-            Life::With(lease) => Term::Lease(lease),
-        }
-    }
-
-    /// A node as others see it, without its children.
-    fn node(&self, stored: &Stored) -> Node {
-        let (expires, lease) = match stored.term {
-            Term::Never => (None, None),
-            Term::At(age) => (Some(age), None),
-            Term::Lease(id) => (self.leases.get(&id).map(|lease| lease.deadline), Some(id)),
-        };
-        Node {
-            key: stored.key.clone(),
-            dir: stored.is_dir(),
-            value: stored.value().cloned(),
-            nodes: Vec::new(),
-            created: stored.created,
-            modified: stored.modified,
-            expires,
-            lease,
-        }
-    }
-
-    /// What the event of a removal says about the node.
-    fn gone(&self, key: &Key, created: Index, dir: bool) -> Node {
-        Node {
-            key: key.clone(),
-            dir,
-            value: None,
-            nodes: Vec::new(),
-            created,
-            modified: self.index,
-            expires: None,
-            lease: None,
-        }
-    }
-
-    fn refusal(&self, code: Code, cause: impl Into<String>) -> Refusal {
-        Refusal {
-            code,
-            key: None,
-            cause: cause.into(),
-            index: self.index,
-        }
-    }
-
-    /// A refusal whose cause is a key, as most are.
-    fn refusal_at(&self, code: Code, key: &Key) -> Refusal {
-        Refusal {
-            key: Some(key.clone()),
-            ..self.refusal(code, key.as_str())
-        }
-    }
-
-    fn missing(&self, key: &Key, missing: Missing<'_>) -> Refusal {
-        match missing {
-            Missing::NotADirectory(file) => Refusal {
-                key: Some(key.clone()),
-                ..self.refusal(Code::NotADirectory, file.as_str())
-            },
-            Missing::Nothing { parent, name } => {
-                let parent = if parent.is_root() {
-                    ""
-                } else {
-                    parent.as_str()
-                };
-                Refusal {
-                    key: Some(key.clone()),
-                    ..self.refusal(Code::KeyNotFound, format!("{parent}/{name}"))
-                }
-            }
-        }
-    }
-
-    /// The node at `key`, or etcd's reason why there is none.
-    fn find(&self, key: &Key) -> Outcome<&Stored> {
-        match self.tree.find(key) {
-            Ok(stored) => Ok(stored),
-            Err(missing) => Err(self.missing(key, missing)),
-        }
-    }
-
-    /// Refuses a life that hangs on a lease that is gone.
-    fn check_life(&self, key: &Key, life: Life) -> Outcome<()> {
-        match life {
-            Life::With(lease) if !self.leases.contains_key(&lease) => Err(Refusal {
-                key: Some(key.clone()),
-                ..self.no_lease(lease)
-            }),
-            _ => Ok(()),
-        }
     }
 }
 
