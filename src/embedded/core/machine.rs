@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::expiry::Due;
-use super::{Action, Content, Core, Entry, Event, Life, Payload, Step, Stored, Term};
+use super::{Action, Content, Core, Event, Life, Payload, Step, Stored, Term};
 use crate::key::{Key, Tag};
 
 impl Core {
@@ -121,17 +121,6 @@ impl Core {
         self.history.push(Arc::clone(&event));
         self.hub.publish(&event, self.history.limit());
         event
-    }
-
-    pub(super) fn note(&mut self, step: impl FnOnce() -> Step) {
-        if let Some(logbook) = &mut self.logbook {
-            logbook.pending.push(Entry {
-                index: self.index,
-                after: self.age.saturating_sub(logbook.last_at),
-                step: step(),
-            });
-            logbook.last_at = self.age;
-        }
     }
 
     /// Lets a node end with its term.

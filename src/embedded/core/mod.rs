@@ -25,7 +25,10 @@ mod history;
 mod hub;
 mod lease;
 mod line;
+mod logbook;
 mod machine;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod rig;
 mod shape;
@@ -43,13 +46,14 @@ pub(crate) use history::Interest;
 pub(crate) use hub::WatcherId;
 pub(crate) use watch::Look;
 
-use super::journal::{Entry, Journal, Life, Payload, Step};
+use super::journal::{Life, Payload, Step};
 use crate::key::{Index, LeaseId, Tag};
 use crate::runtime::Instant;
 use expiry::{Due, Timeline};
 use history::History;
 use hub::Hub;
 use lease::Lease;
+use logbook::Logbook;
 use tree::{Content, Missing, Stored, Term, Tree};
 
 /// What the verbs return.
@@ -73,15 +77,6 @@ pub(crate) struct Core {
     logbook: Option<Logbook>,
 }
 
-/// What the journal has not been told yet.
-#[derive(Debug)]
-struct Logbook {
-    journal: Box<dyn Journal>,
-    pending: Vec<Entry>,
-    last_at: Age,
-    broken: bool,
-}
-
 impl Core {
     /// An empty store whose first write will have index 4, as on a fresh etcd.
     pub(crate) fn new(history_limit: usize, now: Instant) -> Self {
@@ -101,50 +96,13 @@ impl Core {
         }
     }
 
-    /// The store that these entries tell of, going on at `now`.
-    #[cfg_attr(not(test), allow(dead_code))] // for durable stores
-    pub(crate) fn replay<'a>(
-        entries: impl IntoIterator<Item = &'a Entry>,
-        history_limit: usize,
-        now: Instant,
-    ) -> Self {
-        let mut core = Self::new(history_limit, now);
-        for entry in entries {
-            core.age += entry.after;
-            match &entry.step {
-                Step::Write {
-                    action,
-                    key,
-                    payload,
-                    life,
-                } => drop(core.write(*action, key, payload.clone(), *life)),
-                Step::Remove { action, key } => drop(core.remove(*action, key)),
-                Step::Grant { lease, ttl } => core.begin_term(*lease, *ttl),
-                Step::Forget { lease } => core.forget(*lease),
-                Step::Mark { tag, life } => core.mark(*tag, *life),
-            }
-        }
-        core
-    }
-
-    /// Tells this journal of everything from now on.
-    #[cfg_attr(not(test), allow(dead_code))] // for durable stores
-    pub(crate) fn keep(&mut self, journal: Box<dyn Journal>) {
-        self.logbook = Some(Logbook {
-            journal,
-            pending: Vec::new(),
-            last_at: self.age,
-            broken: false,
-        });
-    }
-
     /// Brings the store to `now`: ends all that is due, in order.
     ///
     /// # Errors
     /// After the journal failed the store is stopped.
     pub(crate) fn advance(&mut self, now: Instant) -> Outcome<()> {
-        if self.logbook.as_ref().is_some_and(|logbook| logbook.broken) {
-            return Err(self.refusal(Code::Stopped, String::new()));
+        if self.logbook.as_ref().is_some_and(Logbook::is_broken) {
+            return Err(self.refusal(Code::Stopped, ""));
         }
         self.age += now.since(self.clock_at);
         self.clock_at = self.clock_at.max(now);
@@ -168,19 +126,10 @@ impl Core {
             self.hub.wake_all();
         }
         self.announced = next;
-        let told = match &mut self.logbook {
-            Some(logbook) if !logbook.pending.is_empty() => {
-                let told = logbook.journal.record(&logbook.pending);
-                logbook.pending.clear();
-                logbook.broken = told.is_err();
-                told
-            }
-            _ => Ok(()),
-        };
-        let told = told.map_err(|error| {
+        let told = self.tell();
+        if told.is_err() {
             self.hub.wake_all();
-            self.refusal(Code::JournalFailed, error.to_string())
-        });
+        }
         (self.hub.take_woken(), told)
     }
 
