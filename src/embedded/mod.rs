@@ -8,6 +8,8 @@
 mod core;
 mod journal;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::fmt;

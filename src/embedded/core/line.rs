@@ -154,7 +154,7 @@ mod tests {
         core.go_to(2.0);
         let mine = core.append(&ticket(3)).unwrap();
         let before = core.tickets_before(&key("/l"), &mine.node.key);
-        assert_eq!(before, [first.node.clone()]);
+        assert_eq!(before, std::slice::from_ref(&first.node));
     }
 
     #[test]
