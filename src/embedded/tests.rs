@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 
 use super::Embedded;
+use super::journal::{Entry, Journal};
 use crate::error::ErrorKind;
 use crate::key::{Index, Key, LeaseId, Tag, Ttl};
 use crate::runtime::Runtime;
@@ -445,6 +446,38 @@ async fn a_dropped_watch_leaves_nothing_behind() {
     drop((never_polled, waiting));
     assert_eq!(store.shared.lock().watchers(), 0);
     assert_eq!(std::sync::Arc::strong_count(&store.shared), 1);
+}
+
+#[derive(Debug)]
+struct FullDisk;
+
+impl Journal for FullDisk {
+    fn record(&mut self, _: &[Entry]) -> std::io::Result<()> {
+        Err(std::io::Error::other("disk full"))
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_the_journal_lost_is_ambiguous_and_the_last_thing_the_store_did() {
+    let store = store();
+    store.shared.lock().keep(Box::new(FullDisk));
+    let mut updates = store.watch(Watch::tree(key("/")));
+    opened(&mut updates).await;
+    assert!(updates.next().now_or_never().is_none());
+    let error = store
+        .set(&key("/a"), "".into(), Expiry::Never)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::Ambiguous, Some(300))
+    );
+    assert!(error.to_string().contains("disk full"), "{error}");
+    let error = store.node(&key("/a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let error = updates.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(updates.next().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

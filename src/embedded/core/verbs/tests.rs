@@ -409,6 +409,7 @@ fn a_clock_that_goes_back_changes_nothing() {
     core.set(&key("/a"), file(""), secs(2)).unwrap();
     core.go_to(1.5);
     core.go_to(0.5);
+    core.go_to(1.9);
     assert!(core.peek(&key("/a")).is_some());
     core.go_to(2.0);
     assert_eq!(core.peek(&key("/a")), None);
