@@ -49,6 +49,7 @@ pub(crate) use watch::Look;
 use super::journal::{Life, Payload, Step};
 use crate::key::{Index, LeaseId, Tag};
 use crate::runtime::Instant;
+use crate::store::Expiry;
 use expiry::{Due, Timeline};
 use history::History;
 use hub::Hub;
@@ -155,12 +156,12 @@ const FIRST_INDEX: Index = match Index::new(3) {
     None => unreachable!(),
 };
 
-impl From<crate::store::Expiry> for Life {
-    fn from(expiry: crate::store::Expiry) -> Self {
+impl From<Expiry> for Life {
+    fn from(expiry: Expiry) -> Self {
         match expiry {
-            crate::store::Expiry::Never => Self::Forever,
-            crate::store::Expiry::After(ttl) => Self::For(ttl.get()),
-            crate::store::Expiry::With(lease) => Self::With(lease),
+            Expiry::Never => Self::Forever,
+            Expiry::After(ttl) => Self::For(ttl.get()),
+            Expiry::With(lease) => Self::With(lease),
         }
     }
 }
