@@ -48,14 +48,14 @@ impl Default for Options {
 impl Etcd {
     /// Starts a member with the v2 API and waits until it is healthy.
     pub fn start() -> Self {
-        Self::start_with(Options::default())
+        Self::start_with(&Options::default())
     }
 
     /// Starts a member and waits until it is healthy.
     ///
     /// # Panics
     /// Without an etcd binary, or when it does not become healthy.
-    pub fn start_with(options: Options) -> Self {
+    pub fn start_with(options: &Options) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         for _ in 0..10 {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
