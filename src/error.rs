@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::key::{Index, Key};
 
@@ -14,8 +15,10 @@ use crate::key::{Index, Key};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Anything that went wrong. Match on [`Error::kind`].
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
@@ -24,7 +27,7 @@ struct Inner {
     server: Option<String>,
     index: Option<Index>,
     code: Option<u16>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// What kind of thing went wrong; decides what a caller can do.
@@ -144,7 +147,7 @@ impl Error {
     /// Gives the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(source.into().into());
         self
     }
 
@@ -186,6 +189,37 @@ impl Error {
     /// Whether the operation may have taken effect, or may still.
     pub fn is_ambiguous(&self) -> bool {
         self.kind() == ErrorKind::Ambiguous
+    }
+
+    /// Whether it is certain that the operation has changed nothing and will change nothing.
+    pub fn changed_nothing(&self) -> bool {
+        use ErrorKind as Kind;
+        match self.kind() {
+            Kind::InvalidKey
+            | Kind::InvalidName
+            | Kind::InvalidValue
+            | Kind::InvalidTtl
+            | Kind::InvalidOptions
+            | Kind::Unsupported
+            | Kind::NotFound
+            | Kind::AlreadyExists
+            | Kind::ConditionFailed
+            | Kind::NotAFile
+            | Kind::NotADirectory
+            | Kind::DirectoryNotEmpty
+            | Kind::RootReadOnly
+            | Kind::Unauthorized
+            | Kind::Unreachable
+            | Kind::Unavailable
+            | Kind::AlreadyHeld
+            | Kind::Closed => true,
+            Kind::Timeout
+            | Kind::Ambiguous
+            | Kind::Protocol
+            | Kind::HistoryLost
+            | Kind::ClusterChanged
+            | Kind::Lost => false,
+        }
     }
 
     /// Whether the same call may succeed later without anything being changed by the caller.

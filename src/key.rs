@@ -425,6 +425,8 @@ impl Ttl {
     pub const MIN: Self = Self(Duration::from_secs(1));
     /// The longest, 24 h.
     pub const MAX: Self = Self(Duration::from_secs(24 * 60 * 60));
+    /// Below this a session warns: electing a new etcd leader alone can take up to 3 s.
+    pub(crate) const MIN_ADVISED: Self = Self(Duration::from_secs(5));
     /// What recipes use unless told otherwise, 10 s.
     pub const DEFAULT: Self = Self(Duration::from_secs(10));
 

@@ -1,0 +1,277 @@
+//! The client: one store, its sessions, its janitor, and the recipes that use them.
+
+mod url;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key, Name, Ttl};
+use crate::recipes::line::Lines;
+use crate::recipes::lock::Lock;
+use crate::runtime::Runtime;
+use crate::session::{Janitor, Session, SessionState};
+use crate::store::{Layout, Store};
+
+/// A handle on a store, from which recipes are made. Cloning is cheap and shares everything.
+///
+/// All recipes of a client share one session (one for each time-to-live in use): a lease that is
+/// granted at first use and kept alive by a background task on the tokio runtime. Dropping the
+/// last clone, recipe and guard ends it; [`Client::shutdown`] does so and waits.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tenure::Result<()> {
+/// let client = tenure::Client::connect("embedded:").await?;
+/// let guard = client.lock("reports/nightly").acquire().await?;
+/// println!("working under fencing token {}", guard.token());
+/// guard.release().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    core: Arc<Core>,
+}
+
+/// What a client's recipes share.
+pub(crate) struct Core {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) layout: Layout,
+    pub(crate) runtime: Runtime,
+    pub(crate) lines: Arc<Lines>,
+    pub(crate) janitor: Janitor,
+    tasks: TaskTracker,
+    ttl: Ttl,
+    sessions: Mutex<BTreeMap<Ttl, Session>>,
+    closed: AtomicBool,
+    seen: AtomicU64,
+}
+
+impl Client {
+    /// Connects to the store that a URL names, and checks that it answers.
+    ///
+    /// | URL | store |
+    /// |---|---|
+    /// | `embedded:` | a new [`Embedded`](crate::embedded::Embedded) store in this process |
+    /// | `etcd2://host:port,host:port/prefix` | etcd's v2 keys API (feature `etcd2`); the port defaults to 2379; all keys lie below the prefix, if there is one |
+    /// | `etcd2s://…` | the same over TLS, trusting the system's root certificates |
+    ///
+    /// `user:password@` before the first host gives credentials.
+    ///
+    /// # Errors
+    /// [`InvalidOptions`](ErrorKind::InvalidOptions) for a URL of another form; what the first
+    /// request failed with: [`Unreachable`](ErrorKind::Unreachable),
+    /// [`Unsupported`](ErrorKind::Unsupported) (v2 is switched off),
+    /// [`Protocol`](ErrorKind::Protocol) (that is no etcd), [`Unauthorized`](ErrorKind::Unauthorized).
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self> {
+        let runtime = Runtime::default();
+        let store = url::open(url.as_ref(), &runtime).await?;
+        Ok(Self::builder(store).runtime(runtime).build())
+    }
+
+    /// A client of this store, without asking it anything yet.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the client's tasks live there.
+    pub fn new(store: impl Store) -> Self {
+        Self::builder(store).build()
+    }
+
+    /// A client of this store, with options.
+    pub fn builder(store: impl Store) -> ClientBuilder {
+        ClientBuilder {
+            store: Arc::new(store),
+            ttl: Ttl::DEFAULT,
+            runtime: Runtime::default(),
+        }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.core.store
+    }
+
+    /// The lock of this name. A bad name is reported by the first acquire.
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        let dir = Name::new(name).and_then(|name| Key::root().join("_locks")?.join(name.segment()));
+        Lock::new(self.core.clone(), dir, self.core.ttl)
+    }
+
+    /// The lock whose tickets lie directly below this key, whatever made the key: for sharing a
+    /// line with other programs. python-etcd's `Lock(client, name)` uses `/_locks/<name>`.
+    ///
+    /// python-etcd renews with a plain `set`, which can bring an expired ticket back: with such
+    /// contenders exclusion rests on the fencing token alone.
+    pub fn raw_lock(&self, key: impl AsRef<str>) -> Lock {
+        Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
+    }
+
+    /// What the session that recipes share by default is doing; `None` before its first use.
+    pub fn session_state(&self) -> Option<SessionState> {
+        self.core.sessions().get(&self.core.ttl).map(Session::state)
+    }
+
+    /// Returns once everything that was given up (dropped guards, cancelled acquires) has been
+    /// taken back or left to its time-to-live.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn idle(&self) {
+        self.core.janitor.idle().await;
+    }
+
+    /// Ends the client: refuses new work, finishes what was given up, revokes the sessions (which
+    /// deletes what still hangs on them), and waits for the tasks, for at most `deadline`.
+    ///
+    /// Guards that are still held are lost: release them first.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting; the shutdown goes on as far as tasks still run.
+    pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
+        let core = &self.core;
+        let limit = core.runtime.clock.now() + deadline;
+        core.closed.store(true, Ordering::Release);
+        tokio::select! {
+            biased;
+            () = core.janitor.idle() => {}
+            () = core.runtime.clock.sleep_until(limit) => {}
+        }
+        let unfinished = core.janitor.open();
+        for session in std::mem::take(&mut *core.sessions()).into_values() {
+            session.close();
+        }
+        core.janitor.stop();
+        core.tasks.close();
+        tokio::select! {
+            biased;
+            () = core.tasks.wait() => {}
+            () = core.runtime.clock.sleep_until(limit) => {}
+        }
+        Shutdown {
+            left_to_ttl: core.janitor.left().max(unfinished),
+            tasks_left: core.tasks.len(),
+        }
+    }
+}
+
+/// What a [shutdown](Client::shutdown) could not finish in its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shutdown {
+    /// Tickets that the server will remove at the end of their time-to-live, since the client
+    /// was made.
+    pub left_to_ttl: usize,
+    /// Background tasks that still run: those of guards and pending acquires.
+    pub tasks_left: usize,
+}
+
+/// Options of a [`Client`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct ClientBuilder {
+    store: Arc<dyn Store>,
+    ttl: Ttl,
+    runtime: Runtime,
+}
+
+impl ClientBuilder {
+    /// The time-to-live that recipes use unless they say otherwise: how long after its holder's
+    /// death a lock can stay taken. Default 10 s; 1 s to 24 h; below 5 s a warning is traced.
+    pub fn ttl(mut self, ttl: Ttl) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// The clock and the random numbers; by default the operating system's.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// Makes the client.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the client's tasks live there.
+    pub fn build(self) -> Client {
+        let Self {
+            store,
+            ttl,
+            runtime,
+        } = self;
+        let tasks = TaskTracker::new();
+        let core = Core {
+            layout: store.about().layout,
+            lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
+            janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
+            store,
+            runtime,
+            tasks,
+            ttl,
+            sessions: Mutex::default(),
+            closed: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+        };
+        Client {
+            core: Arc::new(core),
+        }
+    }
+}
+
+impl Core {
+    /// The session of this time-to-live; a new one if there is none or it is over.
+    pub(crate) fn session(&self, ttl: Ttl) -> Result<Session> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the client was shut down"));
+        }
+        let mut sessions = self.sessions();
+        if let Some(session) = sessions
+            .get(&ttl)
+            .filter(|session| !session.state().is_over())
+        {
+            return Ok(session.clone());
+        }
+        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
+        sessions.insert(ttl, session.clone());
+        Ok(session)
+    }
+
+    /// Remembers that the store has reached this index.
+    pub(crate) fn saw(&self, index: Index) {
+        self.seen.fetch_max(index.get(), Ordering::AcqRel);
+    }
+
+    /// The latest index that this client knows of.
+    pub(crate) fn seen(&self) -> Option<Index> {
+        Index::new(self.seen.load(Ordering::Acquire))
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<Ttl, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("store", &self.core.store)
+            .field("ttl", &self.core.ttl)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,196 @@
+//! What holding gives: a token, a deadline, and the truth about both.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::recipes::line::Ticket;
+use crate::runtime::Instant;
+use crate::session::{Loss, State, Term};
+use crate::store::{Commit, Condition, Delete, Expiry, Put, Store};
+
+/// A lock that is held, until it is released, dropped or lost.
+///
+/// Dropping it gives the lock back in the background; [`release`](Self::release) does so and
+/// reports. Work under it with [`run`](Self::run), or check [`is_held`](Self::is_held) before
+/// each effect, and hand the [`token`](Self::token) to whatever the effect is on.
+#[must_use = "an unused guard gives the lock back at once"]
+#[clippy::has_significant_drop]
+pub struct LockGuard {
+    ticket: Ticket,
+    term: Arc<Term>,
+    key: Key,
+    token: u64,
+    _held: Held,
+}
+
+/// Marks the [`Lock`](super::lock::Lock) value as having a guard.
+struct Held(Arc<AtomicBool>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl LockGuard {
+    pub(super) fn new(ticket: Ticket, held: Arc<AtomicBool>) -> Result<Self> {
+        let term = ticket.term()?.clone();
+        let (key, token) = (ticket.node()?.key.clone(), ticket.sequence()?.get());
+        held.store(true, Ordering::Release);
+        Ok(Self {
+            ticket,
+            term,
+            key,
+            token,
+            _held: Held(held),
+        })
+    }
+
+    /// The fencing token: larger than that of every earlier holder of this lock. A resource that
+    /// refuses tokens smaller than the largest it has seen is safe whatever happens to clocks.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// The key of the ticket that holds the lock.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Until when the lock is surely held, by the [`Clock`](crate::runtime::Clock) of the client
+    /// (the machine's boot time); moves on with every renewal. `None` once it is lost.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.term.deadline()
+    }
+
+    /// Whether it is held, in doubt, or lost; by the clock now.
+    pub fn state(&self) -> State {
+        self.term.state()
+    }
+
+    /// Whether the lock is still held now: not lost, and before its safe deadline.
+    pub fn is_held(&self) -> bool {
+        self.term.check().is_ok()
+    }
+
+    /// Returns when the lock is lost: at its deadline if no renewal was acknowledged, and at once
+    /// when the ticket is seen deleted.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn lost(&self) -> Loss {
+        self.term.lost().await
+    }
+
+    /// Runs a future for as long as the lock is held: checks before every poll, and drops the
+    /// future when the lock is lost.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost): the future was cancelled at some await.
+    ///
+    /// # Cancel safety
+    /// As that of the future itself. The guard is kept.
+    pub async fn run<F: Future>(&self, future: F) -> Result<F::Output> {
+        let mut lost = pin!(self.term.lost());
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            // The clock decides, even when a late timer has not woken `lost` yet: a process that
+            // was stopped for longer than its term must not do one more step.
+            if let Err(error) = self.term.check() {
+                return Poll::Ready(Err(error.during("run")));
+            }
+            if let Poll::Ready(loss) = lost.as_mut().poll(cx) {
+                return Poll::Ready(Err(loss.into_error().during("run").at(&self.key)));
+            }
+            future.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Gives the lock back and reports. The next in line can have it when this returns.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost) when it had been lost before: somebody else may have held it
+    /// meanwhile. Otherwise what the last attempt failed with; the ticket is then taken back in
+    /// the background, and ends with its TTL at the latest.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest to the background.
+    pub async fn release(self) -> Result<()> {
+        let Self {
+            ticket, key, token, ..
+        } = self;
+        let released = ticket.release().await;
+        tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+        released.map_err(|error| error.during("release").at(&key))
+    }
+
+    /// Writes a key in the same store if, and only if, this lock is still held *there*: one step
+    /// that compares the ticket and writes. 1 write, 1 round trip.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost): the ticket is gone, nothing was written.
+    /// [`Unsupported`](ErrorKind::Unsupported) on stores without commits (etcd v2).
+    /// [`Ambiguous`](ErrorKind::Ambiguous): it may have been written.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the outcome unknown.
+    pub async fn put(&self, key: &Key, value: impl Into<Bytes>, expiry: Expiry) -> Result<()> {
+        let put = Put::new(key.clone(), value, expiry);
+        self.fenced(Commit::new().put(put))
+            .await
+            .map_err(|error| error.during("fenced put"))
+    }
+
+    /// Deletes a key in the same store if, and only if, this lock is still held there. Succeeds
+    /// when there is nothing to delete.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    ///
+    /// # Cancel safety
+    /// As [`put`](Self::put).
+    pub async fn delete(&self, key: &Key) -> Result<()> {
+        let delete = Delete::new(key.clone());
+        self.fenced(Commit::new().delete(delete))
+            .await
+            .map_err(|error| error.during("fenced delete"))
+    }
+
+    async fn fenced(&self, commit: Commit) -> Result<()> {
+        self.term.check()?;
+        let node = self.ticket.node()?;
+        let commit = commit.check(node.key.clone(), Condition::Created(node.created));
+        match self.ticket.core().store.commit(commit).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_about(&error, &node.key) => {
+                self.term.lose(Loss::Deleted);
+                Err(Loss::Deleted.into_error().at(&node.key).caused_by(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_about(error: &Error, ticket: &Key) -> bool {
+    let kinds = [ErrorKind::ConditionFailed, ErrorKind::NotFound];
+    kinds.contains(&error.kind()) && error.key() == Some(ticket)
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,323 @@
+//! The task of one line: reads and watches what the machine wants, and tells the tickets.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::machine::{Effect, Machine, Wants};
+use super::{Input, Joining, Lines, Role};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key, Position, Ttl};
+use crate::runtime::Instant;
+use crate::session::{Loss, Term};
+use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
+
+/// Runs until the last handle on the line is gone.
+pub(super) async fn drive(
+    lines: Arc<Lines>,
+    dir: Key,
+    ttl: Ttl,
+    mut inputs: mpsc::UnboundedReceiver<Input>,
+) {
+    let mut driver = Driver::new(lines, dir, ttl);
+    loop {
+        driver.tell();
+        let wake = driver.arrange();
+        tokio::select! {
+            biased;
+            input = inputs.recv() => match input {
+                Some(input) => driver.take(input),
+                None => return,
+            },
+            view = in_flight(&mut driver.listing) => driver.listed(view),
+            (key, update) = next_update(&mut driver.watches) => driver.updated(&key, update),
+            () = driver.lines.runtime.clock.sleep_until(wake) => driver.woken(),
+        }
+    }
+}
+
+struct Driver {
+    lines: Arc<Lines>,
+    dir: Key,
+    layout: Layout,
+    machine: Machine,
+    tickets: BTreeMap<Position, Seat>,
+    listing: Option<BoxFuture<'static, Result<View>>>,
+    watches: BTreeMap<Key, KeyWatch>,
+    /// No read or watch is begun before this: the last one failed.
+    pause: Option<(Instant, Duration)>,
+    /// Bounds how long a lost event can go unnoticed.
+    recheck_every: Duration,
+    recheck: Instant,
+}
+
+/// One ticket of this process.
+struct Seat {
+    term: Arc<Term>,
+    admitted: Option<oneshot::Sender<Result<()>>>,
+}
+
+struct KeyWatch {
+    updates: Updates,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Driver {
+    fn new(lines: Arc<Lines>, dir: Key, ttl: Ttl) -> Self {
+        let recheck_every = ttl.get() / 2;
+        let recheck = lines.runtime.clock.now() + recheck_every;
+        Self {
+            layout: lines.store.about().layout,
+            lines,
+            dir,
+            machine: Machine::default(),
+            tickets: BTreeMap::new(),
+            listing: None,
+            watches: BTreeMap::new(),
+            pause: None,
+            recheck_every,
+            recheck,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.lines.runtime.clock.now()
+    }
+
+    fn take(&mut self, input: Input) {
+        let now = self.now();
+        match input {
+            Input::Join {
+                ticket:
+                    Joining {
+                        position,
+                        at,
+                        term,
+                        known,
+                    },
+                role,
+            } => {
+                let (admitted, holding) = match role {
+                    Role::Waiting(admitted) => (Some(admitted), false),
+                    Role::Holding => (None, true),
+                };
+                self.tickets
+                    .insert(position.clone(), Seat { term, admitted });
+                if holding {
+                    self.machine.join_holding(position, at, now);
+                } else {
+                    self.machine.join(position, at);
+                }
+                if let Some(view) = known {
+                    self.learn(&view);
+                }
+            }
+            Input::Leaving(position) => {
+                self.tickets.remove(&position);
+                self.machine.leaving(&position, now);
+            }
+            Input::Left(position, index) => {
+                self.tickets.remove(&position);
+                self.machine.left(&position, index);
+            }
+        }
+    }
+
+    /// Tells the tickets what the machine found out.
+    fn tell(&mut self) {
+        loop {
+            let effects = self.machine.effects();
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Admit(position) => {
+                        let now = self.now();
+                        self.machine.holding(&position, now);
+                        if let Some(seat) = self.tickets.get_mut(&position) {
+                            answer(seat, Ok(()));
+                        }
+                    }
+                    Effect::Gone(position) => {
+                        if let Some(seat) = self.tickets.remove(&position) {
+                            seat.term.lose(Loss::Deleted);
+                        }
+                    }
+                    Effect::Intruder(position) => tracing::warn!(
+                        target: "tenure::line", dir = %self.dir, ticket = %position.key,
+                        "a ticket came back before one that is held: somebody renews with a plain set; \
+                         only the fencing token excludes them"
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Begins and ends reads and watches as the machine wants; returns when to look again.
+    fn arrange(&mut self) -> Instant {
+        let now = self.now();
+        let Wants { list, watch, wake } = self.machine.wants(now);
+        self.watches.retain(|key, _| watch.contains_key(key));
+        let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
+        match self.pause {
+            Some((until, _)) if now < until => next = next.min(until),
+            _ => {
+                // A list that is wanted may show that a new watch is not.
+                if list.is_none() {
+                    for (key, from) in watch {
+                        if !self.watches.contains_key(&key) {
+                            self.open_watch(key, from);
+                        }
+                    }
+                }
+                match list {
+                    Some(at_least) if self.listing.is_none() => self.begin_list(at_least),
+                    Some(_) => {}
+                    None => self.listing = None,
+                }
+            }
+        }
+        next
+    }
+
+    fn begin_list(&mut self, at_least: Index) {
+        let store = self.lines.store.clone();
+        let get = Get::children(self.dir.clone())
+            .fresh(Freshness::AtLeast(at_least))
+            .keys_only();
+        self.listing = Some(Box::pin(async move { store.get(get).await }));
+    }
+
+    fn open_watch(&mut self, key: Key, from: Index) {
+        let ours = self.tickets.keys().any(|position| position.key == key);
+        let permit = if ours {
+            match self.lines.own_watches.clone().try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                // The next renewal tells, a third of a term later at most.
+                Err(_) => return,
+            }
+        } else {
+            None
+        };
+        let updates = self
+            .lines
+            .store
+            .watch(Watch::node(key.clone()).from(from).deletes_only());
+        self.watches.insert(
+            key,
+            KeyWatch {
+                updates,
+                _permit: permit,
+            },
+        );
+    }
+
+    fn listed(&mut self, outcome: Result<View>) {
+        self.listing = None;
+        match outcome {
+            Ok(view) => {
+                self.pause = None;
+                self.learn(&view);
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn learn(&mut self, view: &View) {
+        let position = |node: &_| {
+            self.layout
+                .ticket(&self.dir, node)
+                .map(|ticket| ticket.position)
+        };
+        let tickets = view.nodes.iter().filter_map(position).collect();
+        self.machine.listed(view.index, tickets);
+    }
+
+    fn updated(&mut self, key: &Key, update: Option<Result<Update>>) {
+        match update {
+            Some(Ok(Update::Event(event))) if matches!(event.change, Change::Delete { .. }) => {
+                self.machine.deleted(&event.key, event.index);
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                self.watches.remove(key);
+                self.machine.doubt();
+                if error.kind() != ErrorKind::HistoryLost {
+                    self.failed(&error);
+                }
+            }
+            None => {
+                self.watches.remove(key);
+                self.machine.doubt();
+            }
+        }
+    }
+
+    fn woken(&mut self) {
+        let now = self.now();
+        if now >= self.recheck {
+            self.recheck = now + self.recheck_every;
+            self.machine.doubt();
+        }
+    }
+
+    /// Pauses after a failure that may pass; tells the waiters of one that will not. How long to
+    /// hope is their session's business: it ends them at its deadline.
+    fn failed(&mut self, error: &Error) {
+        let passing = error.is_transient()
+            || matches!(error.kind(), ErrorKind::Ambiguous | ErrorKind::HistoryLost);
+        if !passing {
+            self.tickets
+                .values_mut()
+                .for_each(|seat| answer(seat, Err(error.clone())));
+        }
+        tracing::debug!(target: "tenure::line", dir = %self.dir, %error, "cannot see the line");
+        let length = self
+            .pause
+            .map_or(Duration::from_millis(25), |(_, length)| length * 2);
+        let length = length.min(Duration::from_secs(1));
+        self.pause = Some((
+            self.now() + self.lines.runtime.entropy.jitter(length),
+            length,
+        ));
+    }
+}
+
+fn answer(seat: &mut Seat, answer: Result<()>) {
+    if let Some(admitted) = seat.admitted.take() {
+        // A waiter that has gone away has handed its ticket to the janitor.
+        let _ = admitted.send(answer);
+    }
+}
+
+/// The read that is under way; never returns if there is none.
+fn in_flight<'a>(
+    listing: &'a mut Option<BoxFuture<'static, Result<View>>>,
+) -> impl Future<Output = Result<View>> + 'a {
+    poll_fn(|cx| match listing {
+        Some(view) => Pin::new(view).poll(cx),
+        None => Poll::Pending,
+    })
+}
+
+/// The next update of any watch; never returns if there is none.
+fn next_update(
+    watches: &mut BTreeMap<Key, KeyWatch>,
+) -> impl Future<Output = (Key, Option<Result<Update>>)> {
+    poll_fn(|cx| {
+        for (key, watch) in watches.iter_mut() {
+            if let Poll::Ready(update) = watch.updates.poll_next_unpin(cx) {
+                return Poll::Ready((key.clone(), update));
+            }
+        }
+        Poll::Pending
+    })
+}

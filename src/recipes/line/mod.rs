@@ -1,0 +1,172 @@
+//! Lines: first come, first served, across processes.
+//!
+//! One [`Line`] per directory and client: a task that shares one view of the line between all
+//! tickets of this process. [`machine`] decides what to read and watch and who is admitted;
+//! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
+//! nothing of it is left.
+
+mod driver;
+mod machine;
+mod ticket;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+pub(crate) use ticket::Ticket;
+
+use crate::error::Result;
+use crate::key::{Index, Key, Position, Ttl};
+use crate::runtime::Runtime;
+use crate::session::Term;
+use crate::store::{Store, View};
+
+/// How many keys of our own a client watches at once. Beyond that a loss is noticed at the next
+/// renewal: on etcd v2 each watch is a connection.
+const OWN_WATCHES: usize = 64;
+
+/// All lines of a client.
+pub(crate) struct Lines {
+    store: Arc<dyn Store>,
+    runtime: Runtime,
+    tasks: TaskTracker,
+    open: Mutex<BTreeMap<Key, Weak<Line>>>,
+    own_watches: Arc<Semaphore>,
+}
+
+impl Lines {
+    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, tasks: TaskTracker) -> Arc<Self> {
+        let own_watches = Arc::new(Semaphore::new(OWN_WATCHES));
+        Arc::new(Self {
+            store,
+            runtime,
+            tasks,
+            open: Mutex::default(),
+            own_watches,
+        })
+    }
+
+    /// The line at `dir`. Its task starts with the first ticket and ends with the last.
+    pub(crate) fn line(self: &Arc<Self>, dir: &Key, ttl: Ttl) -> Arc<Line> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = open.get(dir).and_then(Weak::upgrade) {
+            return line;
+        }
+        let (inbox, inputs) = mpsc::unbounded_channel();
+        self.tasks
+            .spawn(driver::drive(self.clone(), dir.clone(), ttl, inputs));
+        let line = Arc::new(Line {
+            dir: dir.clone(),
+            inbox,
+            tickets: AtomicUsize::new(0),
+            lines: Arc::downgrade(self),
+        });
+        open.insert(dir.clone(), Arc::downgrade(&line));
+        line
+    }
+}
+
+/// A handle on a line. With the last one gone the line's task ends.
+pub(crate) struct Line {
+    dir: Key,
+    inbox: mpsc::UnboundedSender<Input>,
+    /// How many tickets of this process have joined and not left.
+    tickets: AtomicUsize,
+    lines: Weak<Lines>,
+}
+
+/// What the line's task is told.
+enum Input {
+    Join { ticket: Joining, role: Role },
+    Leaving(Position),
+    Left(Position, Index),
+}
+
+/// A ticket of this process that joins the view.
+struct Joining {
+    position: Position,
+    /// The index of its append.
+    at: Index,
+    term: Arc<Term>,
+    /// The line at `at` or later, if it is known.
+    known: Option<View>,
+}
+
+enum Role {
+    /// It waits to be told.
+    Waiting(oneshot::Sender<Result<()>>),
+    /// It was found to be first.
+    Holding,
+}
+
+impl Line {
+    pub(crate) fn dir(&self) -> &Key {
+        &self.dir
+    }
+
+    /// Whether this process has tickets in the line, so that its view is kept anyway.
+    fn is_occupied(&self) -> bool {
+        self.tickets.load(Ordering::Acquire) > 0
+    }
+
+    /// Joins the view and waits to be told.
+    fn join_waiting(&self, ticket: Joining) -> oneshot::Receiver<Result<()>> {
+        let (admitted, admission) = oneshot::channel();
+        self.join(ticket, Role::Waiting(admitted));
+        admission
+    }
+
+    /// Joins the view as the first.
+    fn join_holding(&self, ticket: Joining) {
+        self.join(ticket, Role::Holding);
+    }
+
+    fn join(&self, ticket: Joining, role: Role) {
+        self.tickets.fetch_add(1, Ordering::AcqRel);
+        self.tell(Input::Join { ticket, role });
+    }
+
+    /// A ticket that joined is being taken back.
+    fn leaving(&self, position: Position) {
+        self.tell(Input::Leaving(position));
+    }
+
+    /// A ticket that joined is gone.
+    fn left(&self, position: Position, index: Index) {
+        self.tickets.fetch_sub(1, Ordering::AcqRel);
+        self.tell(Input::Left(position, index));
+    }
+
+    fn tell(&self, input: Input) {
+        // Only a client that was shut down has stopped listening; whoever waits for an answer
+        // sees that by the answer's channel.
+        let _ = self.inbox.send(input);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let Some(lines) = self.lines.upgrade() else {
+            return;
+        };
+        let mut open = lines.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open
+            .get(&self.dir)
+            .is_some_and(|line| line.strong_count() == 0)
+        {
+            open.remove(&self.dir);
+        }
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,181 @@
+//! The task that keeps one session: asks for the lease, renews it in time, revokes it at the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::runtime::Instant;
+use crate::session::{Core, Loss, SessionState, Shared};
+use crate::store::{Grant, KeyRenewal, Renew, Renewed};
+
+/// Runs until the session is lost or closed.
+pub(super) async fn drive(core: Arc<Core>) {
+    if start(&core).await {
+        keep(&core).await;
+    }
+    let state = {
+        let mut shared = core.lock();
+        let state = shared.machine.state();
+        shared.lose_all(if state == SessionState::Closed {
+            Loss::Closed
+        } else {
+            Loss::Expired
+        });
+        state
+    };
+    core.publish(state);
+    if state == SessionState::Closed {
+        revoke(&core).await;
+    }
+}
+
+/// Asks for the lease; whether it was granted.
+async fn start(core: &Core) -> bool {
+    loop {
+        let sent = core.runtime.clock.now();
+        let grant = Grant::new(core.lease, core.lock().machine.ttl());
+        let outcome = tokio::select! {
+            biased;
+            () = core.closing.cancelled() => {
+                // The request may have been sent: only a revocation makes that harmless.
+                core.lock().machine.close();
+                return false;
+            }
+            outcome = core.store.grant(grant) => outcome,
+        };
+        let pause = {
+            let mut shared = core.lock();
+            match outcome.and_then(|granted| shared.machine.granted(sent, granted)) {
+                Ok(()) => {
+                    drop(shared);
+                    core.publish(SessionState::Live);
+                    return true;
+                }
+                Err(error) => {
+                    let pause = shared.machine.refused(&error, &core.runtime.entropy);
+                    shared.failure = Some(error);
+                    pause
+                }
+            }
+        };
+        let Some(pause) = pause else { return false };
+        core.runtime.clock.sleep(pause).await;
+    }
+}
+
+/// Renews until the session is over.
+async fn keep(core: &Core) {
+    loop {
+        let now = core.runtime.clock.now();
+        let (due, deadline) = {
+            let mut shared = core.lock();
+            if shared.machine.expire(now) {
+                return;
+            }
+            let (Some(due), Some(deadline)) = (shared.machine.due(), shared.machine.deadline())
+            else {
+                return;
+            };
+            (due, deadline)
+        };
+        tokio::select! {
+            biased;
+            () = core.closing.cancelled() => {
+                core.lock().machine.close();
+                return;
+            }
+            () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
+        }
+        if core.runtime.clock.has_passed(due) {
+            renew(core, deadline).await;
+        }
+    }
+}
+
+/// One attempt to renew, with a share of what is left.
+async fn renew(core: &Core, deadline: Instant) {
+    let sent = core.runtime.clock.now();
+    let asked = core.lock().attached();
+    let keys: Vec<Key> = asked.iter().map(|attached| attached.key.clone()).collect();
+    let patience = (deadline.since(sent) / 3).max(Duration::from_millis(50));
+    let answer = tokio::select! {
+        biased;
+        () = core.closing.cancelled() => return,
+        answer = core.store.renew(Renew::new(core.lease, sent, asked)) => answer,
+        () = core.runtime.clock.sleep(patience) => {
+            Err(Error::new(ErrorKind::Timeout, format!("no answer within {patience:?}")))
+        }
+    };
+    let state = {
+        let mut shared = core.lock();
+        let now = core.runtime.clock.now();
+        settle(core, &mut shared, &keys, answer, now);
+        shared.machine.state()
+    };
+    core.publish(state);
+}
+
+/// Carries an answer into the session's machine and into the term of each key that was `asked`
+/// for: one that was attached meanwhile counts from its own send until the next renewal.
+fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewed>, now: Instant) {
+    match answer {
+        Ok(renewed) if renewed.keys.is_empty() => {
+            shared.machine.renewed(renewed.since, renewed.ttl, now);
+            if let Some(deadline) = shared.machine.deadline() {
+                let asked = asked.iter().filter_map(|key| shared.terms.get(key));
+                asked.for_each(|(_, term)| term.extend(deadline));
+            }
+        }
+        Ok(renewed) => {
+            shared.machine.renewed(renewed.since, renewed.ttl, now);
+            let mut unanswered = false;
+            for (key, outcome) in renewed.keys {
+                let Some((_, term)) = shared.terms.get(&key) else {
+                    continue;
+                };
+                match outcome {
+                    KeyRenewal::Live { since } => {
+                        term.extend(shared.machine.deadline_of_key(since));
+                    }
+                    KeyRenewal::Unknown => {
+                        unanswered = true;
+                        term.doubt();
+                    }
+                    KeyRenewal::Gone => {
+                        term.lose(Loss::Deleted);
+                        shared.terms.remove(&key);
+                    }
+                }
+            }
+            if unanswered {
+                shared.machine.missed(now, &core.runtime.entropy);
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            tracing::debug!(target: "tenure::session", lease = %core.lease, %error, "lease gone");
+            shared.machine.gone();
+        }
+        Err(error) => {
+            tracing::debug!(target: "tenure::session", lease = %core.lease, %error, "renewal failed");
+            shared.machine.missed(now, &core.runtime.entropy);
+            shared.terms.values().for_each(|(_, term)| term.doubt());
+        }
+    }
+}
+
+/// Ends the lease, for as long as it could still be alive.
+async fn revoke(core: &Core) {
+    let ttl = core.lock().machine.ttl().get();
+    let clock = &core.runtime.clock;
+    let last = clock.now() + ttl;
+    let mut pause = Duration::from_millis(25);
+    while let Err(error) = core.store.revoke(core.lease).await {
+        if clock.has_passed(last) {
+            tracing::warn!(target: "tenure::session", lease = %core.lease, %error, "lease left to its TTL");
+            return;
+        }
+        clock.sleep(core.runtime.entropy.jitter(pause)).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}

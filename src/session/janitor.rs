@@ -1,0 +1,171 @@
+//! The janitor: takes back appends that were given up.
+//!
+//! A ticket that is dropped cannot talk to a server, so it hands its tag to the janitor, which
+//! is one task per client. A chore is tried until the store says that it is settled, or until
+//! the ticket's own time-to-live has ended it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::key::Index;
+use crate::runtime::{Instant, Runtime};
+use crate::store::{Store, Withdraw};
+
+/// How many chores are under way at once.
+const HANDS: usize = 32;
+
+/// An append to take back.
+pub(crate) struct Chore {
+    /// Which.
+    pub(crate) withdraw: Withdraw,
+    /// When the store itself will have ended it.
+    pub(crate) until: Instant,
+    /// Told the index at which it was found to be gone.
+    pub(crate) done: Box<dyn FnOnce(Index) + Send>,
+}
+
+/// A handle on a client's janitor. Handing over a chore never blocks and never fails; with the
+/// last handle gone the janitor finishes what it has and ends.
+#[derive(Clone)]
+pub(crate) struct Janitor {
+    chores: mpsc::UnboundedSender<Chore>,
+    book: Arc<Book>,
+}
+
+/// What is still to be done, and what could not be done.
+struct Book {
+    open: watch::Sender<usize>,
+    left: AtomicUsize,
+    stop: CancellationToken,
+}
+
+impl Janitor {
+    pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, tasks: &TaskTracker) -> Self {
+        let (chores, inbox) = mpsc::unbounded_channel();
+        let book = Arc::new(Book {
+            open: watch::Sender::new(0),
+            left: AtomicUsize::new(0),
+            stop: CancellationToken::new(),
+        });
+        tasks.spawn(sweep(store, runtime, inbox, book.clone()));
+        Self { chores, book }
+    }
+
+    /// Takes a chore. For use in `Drop`: needs no runtime.
+    pub(crate) fn hand_over(&self, chore: Chore) {
+        self.book.open.send_modify(|open| *open += 1);
+        if let Err(mpsc::error::SendError(chore)) = self.chores.send(chore) {
+            self.book.forget(&chore);
+        }
+    }
+
+    /// Returns once nothing is left to do.
+    pub(crate) async fn idle(&self) {
+        // The sender lives in the book, which this handle keeps.
+        let _ = self.book.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// How many chores are open.
+    pub(crate) fn open(&self) -> usize {
+        *self.book.open.borrow()
+    }
+
+    /// How many appends were left to their time-to-live.
+    pub(crate) fn left(&self) -> usize {
+        self.book.left.load(Ordering::Relaxed)
+    }
+
+    /// Ends the janitor, whatever is still to be done.
+    pub(crate) fn stop(&self) {
+        self.book.stop.cancel();
+    }
+}
+
+impl fmt::Debug for Janitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Janitor")
+            .field("open", &self.open())
+            .field("left", &self.left())
+            .finish()
+    }
+}
+
+impl Book {
+    fn close(&self) {
+        self.open.send_modify(|open| *open = open.saturating_sub(1));
+    }
+
+    fn forget(&self, chore: &Chore) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        let Withdraw { dir, tag, .. } = &chore.withdraw;
+        tracing::warn!(target: "tenure::janitor", %dir, %tag, "a ticket was left to its TTL");
+        self.close();
+    }
+}
+
+async fn sweep(
+    store: Arc<dyn Store>,
+    runtime: Runtime,
+    mut inbox: mpsc::UnboundedReceiver<Chore>,
+    book: Arc<Book>,
+) {
+    let mut busy = FuturesUnordered::new();
+    let mut closed = false;
+    while !closed || !busy.is_empty() {
+        tokio::select! {
+            biased;
+            () = book.stop.cancelled() => break,
+            Some(()) = busy.next() => {}
+            chore = inbox.recv(), if !closed && busy.len() < HANDS => match chore {
+                Some(chore) => busy.push(settle(&*store, &runtime, chore, &book)),
+                None => closed = true,
+            },
+        }
+    }
+    inbox.close();
+    while let Ok(chore) = inbox.try_recv() {
+        book.forget(&chore);
+    }
+}
+
+/// Tries until it is settled or the store has ended it.
+async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book) {
+    // A server that is away costs little to ask again; a look for a late commit costs a
+    // linearizable read, so these are further apart.
+    let (mut pause, most) = (Duration::from_millis(25), Duration::from_secs(2));
+    loop {
+        let over = runtime.clock.has_passed(chore.until);
+        match store.withdraw(chore.withdraw.clone()).await {
+            Ok(withdrawn) if withdrawn.settled || over => {
+                // Not settled, but nobody refreshes it: had it come, it would be over by now.
+                (chore.done)(withdrawn.index);
+                return book.close();
+            }
+            Ok(_) => pause = pause.max(Duration::from_millis(250)),
+            Err(error) => {
+                let Withdraw { dir, tag, .. } = &chore.withdraw;
+                tracing::debug!(target: "tenure::janitor", %dir, %tag, %error, "withdrawal failed");
+                if over {
+                    return book.forget(&chore);
+                }
+            }
+        }
+        let left = chore
+            .until
+            .since(runtime.clock.now())
+            .max(Duration::from_millis(1));
+        runtime
+            .clock
+            .sleep(runtime.entropy.jitter(pause).min(left))
+            .await;
+        pause = (pause * 2).min(most);
+    }
+}

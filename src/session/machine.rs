@@ -1,0 +1,349 @@
+//! What a session decides: pure, no clock, no I/O.
+//!
+//! ```text
+//!            granted                 a renewal failed
+//! Starting ───────────▶ Live ─────────────────────────▶ Suspect
+//!    │ refused           ▲  renewed before the deadline    │
+//!    ▼                   └─────────────────────────────────┤
+//! Failed                                                   │ deadline, or the lease is gone
+//!                                                          ▼
+//!                                                         Lost
+//! ```
+//!
+//! The next renewal is due a third of a term after the last acknowledged one was sent; a failed
+//! one is tried again after a backoff, for as long as the term lasts.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+use crate::error::{Error, ErrorKind};
+use crate::key::Ttl;
+use crate::runtime::{Entropy, Instant};
+use crate::session::SessionState;
+use crate::store::Granted;
+
+/// The share of a term by which two clocks may disagree about its length: half a percent, which
+/// is fifty times what a bad crystal does.
+const RATE_MARGIN: u32 = 200;
+
+/// The time from a check of the deadline to the act that it allows.
+const LATENCY_MARGIN: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    ttl: Ttl,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Starting { retry: Retry },
+    Running(Term),
+    Over(SessionState),
+}
+
+#[derive(Debug)]
+struct Term {
+    margin: Duration,
+    /// When the last acknowledged request was sent.
+    since: Instant,
+    /// When the next renewal is to be sent.
+    due: Instant,
+    /// Set while the last renewal failed.
+    suspect: Option<Retry>,
+}
+
+/// The pauses between tries: 25 ms doubling to a second.
+#[derive(Debug)]
+struct Retry(ExponentialBackoff);
+
+impl Retry {
+    fn new() -> Self {
+        // The jitter is drawn by us: backon adds its own on top of the maximum.
+        let builder = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(25))
+            .with_max_delay(Duration::from_secs(1))
+            .without_max_times();
+        Self(builder.build())
+    }
+
+    fn pause(&mut self, entropy: &Entropy) -> Duration {
+        entropy.jitter(self.0.next().unwrap_or(Duration::from_secs(1)))
+    }
+}
+
+impl Machine {
+    pub(super) fn new(ttl: Ttl) -> Self {
+        Self {
+            ttl,
+            phase: Phase::Starting {
+                retry: Retry::new(),
+            },
+        }
+    }
+
+    pub(super) fn ttl(&self) -> Ttl {
+        self.ttl
+    }
+
+    pub(super) fn state(&self) -> SessionState {
+        match &self.phase {
+            Phase::Starting { .. } => SessionState::Starting,
+            Phase::Running(Term { suspect: None, .. }) => SessionState::Live,
+            Phase::Running(Term {
+                suspect: Some(_), ..
+            }) => SessionState::Suspect,
+            Phase::Over(state) => *state,
+        }
+    }
+
+    /// The store granted a lease that was asked for at `sent`.
+    pub(super) fn granted(&mut self, sent: Instant, granted: Granted) -> Result<(), Error> {
+        let ttl = granted.ttl.get();
+        let margin = ttl / RATE_MARGIN + LATENCY_MARGIN + granted.skew;
+        if margin >= ttl / 2 + ttl / 4 {
+            let text = format!(
+                "a TTL of {} leaves nothing after a margin of {margin:?} for clock skew; \
+                 use a longer TTL or configure a smaller skew",
+                granted.ttl
+            );
+            self.phase = Phase::Over(SessionState::Failed);
+            return Err(Error::new(ErrorKind::InvalidTtl, text));
+        }
+        self.ttl = granted.ttl;
+        self.phase = Phase::Running(Term {
+            margin,
+            since: sent,
+            due: sent + ttl / 3,
+            suspect: None,
+        });
+        Ok(())
+    }
+
+    /// The grant failed: how long to wait before the next try, or nothing if that is pointless.
+    pub(super) fn refused(&mut self, error: &Error, entropy: &Entropy) -> Option<Duration> {
+        if let Phase::Starting { retry } = &mut self.phase {
+            if error.is_ambiguous() {
+                return Some(retry.pause(entropy));
+            }
+            self.phase = Phase::Over(SessionState::Failed);
+        }
+        None
+    }
+
+    /// The store acknowledged a term that counts from `since`; `now` is when that is processed.
+    pub(super) fn renewed(&mut self, since: Instant, ttl: Ttl, now: Instant) {
+        if self.expire(now) {
+            return;
+        }
+        if let Phase::Running(term) = &mut self.phase {
+            self.ttl = ttl;
+            term.since = term.since.max(since);
+            term.due = term.since + ttl.get() / 3;
+            term.suspect = None;
+        }
+    }
+
+    /// A renewal failed; another is due after a pause.
+    pub(super) fn missed(&mut self, now: Instant, entropy: &Entropy) {
+        if self.expire(now) {
+            return;
+        }
+        if let Phase::Running(term) = &mut self.phase {
+            term.due = now + term.suspect.get_or_insert_with(Retry::new).pause(entropy);
+        }
+    }
+
+    /// The store says that the lease is gone.
+    pub(super) fn gone(&mut self) {
+        self.end(SessionState::Lost);
+    }
+
+    /// Closed on purpose.
+    pub(super) fn close(&mut self) {
+        self.end(SessionState::Closed);
+    }
+
+    /// Lost if the deadline has passed. Whether the session is over.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            self.end(SessionState::Lost);
+        }
+        matches!(self.phase, Phase::Over(_))
+    }
+
+    /// Until when everything that hangs on the session is surely ours.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Running(term) => Some(term.since + self.ttl.get() - term.margin),
+            Phase::Starting { .. } | Phase::Over(_) => None,
+        }
+    }
+
+    /// Until when a key of the session is surely ours if its own last request was sent at `sent`.
+    ///
+    /// The smaller of the two: on a store with leases the session's decides, on one without the
+    /// key's own.
+    pub(super) fn deadline_of_key(&self, sent: Instant) -> Instant {
+        match &self.phase {
+            Phase::Running(term) => term.since.min(sent) + self.ttl.get() - term.margin,
+            Phase::Starting { .. } | Phase::Over(_) => sent,
+        }
+    }
+
+    /// When the next renewal is to be sent.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Running(term) => Some(term.due),
+            Phase::Starting { .. } | Phase::Over(_) => None,
+        }
+    }
+
+    fn end(&mut self, state: SessionState) {
+        if !matches!(self.phase, Phase::Over(_)) {
+            self.phase = Phase::Over(state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(9);
+
+    fn at(secs: f64) -> Instant {
+        Instant::new(Duration::from_secs_f64(1_000.0 + secs))
+    }
+
+    fn ttl() -> Ttl {
+        Ttl::new(TTL).unwrap()
+    }
+
+    fn live() -> Machine {
+        let mut machine = Machine::new(ttl());
+        machine.granted(at(0.0), Granted::new(ttl())).unwrap();
+        machine
+    }
+
+    #[test]
+    fn a_term_counts_from_the_send_and_ends_a_margin_early() {
+        let machine = live();
+        assert_eq!(machine.state(), SessionState::Live);
+        assert_eq!(
+            machine.deadline(),
+            Some(at(9.0) - TTL / RATE_MARGIN - LATENCY_MARGIN)
+        );
+        assert_eq!(machine.due(), Some(at(3.0)));
+    }
+
+    #[test]
+    fn skew_widens_the_margin_and_too_much_of_it_is_refused() {
+        let mut machine = Machine::new(ttl());
+        let skewed = Granted::new(ttl()).with_skew(Duration::from_secs(2));
+        machine.granted(at(0.0), skewed).unwrap();
+        assert_eq!(
+            machine.deadline(),
+            Some(at(7.0) - TTL / RATE_MARGIN - LATENCY_MARGIN)
+        );
+
+        let mut machine = Machine::new(ttl());
+        let skewed = Granted::new(ttl()).with_skew(Duration::from_secs(8));
+        assert_eq!(
+            machine.granted(at(0.0), skewed).unwrap_err().kind(),
+            ErrorKind::InvalidTtl
+        );
+        assert_eq!(machine.state(), SessionState::Failed);
+    }
+
+    #[test]
+    fn a_missed_renewal_is_suspect_and_an_answered_one_live_again() {
+        let entropy = Entropy::seeded(1);
+        let mut machine = live();
+        machine.missed(at(3.5), &entropy);
+        assert_eq!(machine.state(), SessionState::Suspect);
+        let due = machine.due().unwrap();
+        assert!(due > at(3.5) && due <= at(3.525), "{due:?}");
+        machine.renewed(at(3.51), ttl(), at(3.6));
+        assert_eq!(machine.state(), SessionState::Live);
+        assert_eq!(machine.due(), Some(at(3.51) + TTL / 3));
+    }
+
+    #[test]
+    fn an_answer_after_the_deadline_revives_nothing() {
+        let mut machine = live();
+        machine.renewed(at(8.0), ttl(), at(9.0));
+        assert_eq!(machine.state(), SessionState::Lost);
+        machine.renewed(at(9.1), ttl(), at(9.2));
+        assert_eq!(
+            (machine.state(), machine.deadline()),
+            (SessionState::Lost, None)
+        );
+    }
+
+    #[test]
+    fn an_old_answer_never_shortens_a_term() {
+        let mut machine = live();
+        machine.renewed(at(3.0), ttl(), at(3.1));
+        let deadline = machine.deadline();
+        machine.renewed(at(1.0), ttl(), at(3.2));
+        assert_eq!(machine.deadline(), deadline);
+    }
+
+    #[test]
+    fn a_keys_deadline_is_the_smaller_of_its_own_and_the_sessions() {
+        let mut machine = live();
+        machine.renewed(at(3.0), ttl(), at(3.1));
+        assert_eq!(Some(machine.deadline_of_key(at(5.0))), machine.deadline());
+        assert_eq!(
+            machine.deadline_of_key(at(2.0)),
+            machine.deadline().unwrap() - Duration::from_secs(1)
+        );
+    }
+
+    #[test]
+    fn the_pauses_grow_and_stay_below_a_second() {
+        let (entropy, mut machine) = (Entropy::seeded(3), live());
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            machine.missed(at(3.0), &entropy);
+            pauses.push(machine.due().unwrap().since(at(3.0)));
+        }
+        assert!(pauses[0] <= Duration::from_millis(25), "{pauses:?}");
+        assert!(pauses[11] >= Duration::from_millis(500), "{pauses:?}");
+        assert!(
+            pauses.iter().all(|pause| *pause <= Duration::from_secs(1)),
+            "{pauses:?}"
+        );
+    }
+
+    #[test]
+    fn the_first_end_is_the_last_word() {
+        let mut machine = live();
+        machine.gone();
+        machine.close();
+        assert_eq!(machine.state(), SessionState::Lost);
+        let mut machine = live();
+        machine.close();
+        assert!(machine.expire(at(100.0)));
+        assert_eq!(machine.state(), SessionState::Closed);
+    }
+
+    #[test]
+    fn an_ambiguous_grant_is_repeated_and_a_refused_one_is_not() {
+        let entropy = Entropy::seeded(1);
+        let mut machine = Machine::new(ttl());
+        assert!(
+            machine
+                .refused(&Error::new(ErrorKind::Ambiguous, ""), &entropy)
+                .is_some()
+        );
+        assert!(
+            machine
+                .refused(&Error::new(ErrorKind::Unauthorized, ""), &entropy)
+                .is_none()
+        );
+        assert_eq!(machine.state(), SessionState::Failed);
+    }
+}

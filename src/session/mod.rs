@@ -1,0 +1,263 @@
+//! Sessions: a lease that is kept alive on a background task, and everything that hangs on it.
+//!
+//! ```text
+//! Starting ──▶ Live ⇄ Suspect ──▶ Lost
+//!     │          └───────┴──────▶ Closed (revoked on purpose)
+//!     └──▶ Failed (never granted)
+//! ```
+//!
+//! * A term counts from the instant at which the acknowledged request was **sent**, and ends a
+//!   margin before the server can end it. The margin covers clocks that run at different rates,
+//!   the time from a check to the act it allows, and on etcd v2 the skew of the members' clocks.
+//! * A renewal that fails makes the session suspect, not lost: an outage shorter than what is
+//!   left of the term is survived.
+//! * Loss is final. An acknowledgement that is processed after the deadline revives nothing.
+//!
+//! [`machine`] decides, [`driver`] talks to the store, [`term`] is what each ticket or guard sees
+//! of it, and the [`janitor`] takes back what was given up.
+
+mod driver;
+mod janitor;
+mod machine;
+mod term;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use janitor::{Chore, Janitor};
+pub(crate) use term::Term;
+pub use term::{Loss, State};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, LeaseId, Tag, Ttl};
+use crate::runtime::{Instant, Runtime};
+use crate::store::{Attached, Store};
+use machine::Machine;
+
+/// What a session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// The lease is being asked for.
+    Starting,
+    /// The store refused the lease, or could not be reached.
+    Failed,
+    /// The term is running and the last renewal was answered.
+    Live,
+    /// The term is running but the last renewal was not answered. Nothing is lost yet.
+    Suspect,
+    /// The term ended without a renewal, or the store ended the lease.
+    Lost,
+    /// Nobody needed it any more, or the client was shut down.
+    Closed,
+}
+
+impl SessionState {
+    /// Whether this session can never (again) carry anything.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Failed | Self::Lost | Self::Closed)
+    }
+}
+
+/// A handle on a session. The last one dropped closes it: the driver then revokes the lease.
+#[derive(Clone)]
+pub(crate) struct Session {
+    core: Arc<Core>,
+    _alive: Arc<Alive>,
+}
+
+/// What the handles and the driver share.
+struct Core {
+    store: Arc<dyn Store>,
+    runtime: Runtime,
+    lease: LeaseId,
+    shared: Mutex<Shared>,
+    state: watch::Sender<SessionState>,
+    /// Cancelled when the session is to be revoked.
+    closing: CancellationToken,
+}
+
+struct Shared {
+    machine: Machine,
+    terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
+    failure: Option<Error>,
+}
+
+/// Dropped with the last handle; dropping only sets a flag.
+struct Alive(CancellationToken);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Session {
+    /// Starts a session and the one task that keeps it, which `tasks` owns.
+    pub(crate) fn start(
+        store: Arc<dyn Store>,
+        runtime: Runtime,
+        ttl: Ttl,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let lease = loop {
+            // 63 bits: etcd takes positive ids only.
+            if let Some(lease) = LeaseId::new(runtime.entropy.u64() >> 1) {
+                break lease;
+            }
+        };
+        if ttl < Ttl::MIN_ADVISED {
+            tracing::warn!(
+                target: "tenure::session", %ttl,
+                "a TTL below 5 s: an election of a new etcd leader alone can take longer than is left of it"
+            );
+        }
+        let core = Arc::new(Core {
+            store,
+            lease,
+            shared: Mutex::new(Shared {
+                machine: Machine::new(ttl),
+                terms: BTreeMap::new(),
+                failure: None,
+            }),
+            state: watch::Sender::new(SessionState::Starting),
+            closing: CancellationToken::new(),
+            runtime,
+        });
+        let alive = Arc::new(Alive(core.closing.clone()));
+        tasks.spawn(driver::drive(core.clone()));
+        Self {
+            core,
+            _alive: alive,
+        }
+    }
+
+    /// Returns once the lease is granted.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub(crate) async fn ready(&self) -> Result<()> {
+        let mut state = self.core.state.subscribe();
+        let started = state
+            .wait_for(|state| *state != SessionState::Starting)
+            .await;
+        match started.map_or(SessionState::Closed, |state| *state) {
+            SessionState::Live | SessionState::Suspect => Ok(()),
+            SessionState::Failed => Err(self.failure()),
+            SessionState::Starting | SessionState::Closed => {
+                Err(Error::new(ErrorKind::Closed, "the session was closed"))
+            }
+            SessionState::Lost => Err(Loss::Expired.into_error()),
+        }
+    }
+
+    /// What the session is doing.
+    pub(crate) fn state(&self) -> SessionState {
+        *self.core.state.borrow()
+    }
+
+    /// The lease's name.
+    pub(crate) fn lease(&self) -> LeaseId {
+        self.core.lease
+    }
+
+    /// How long a term is; what was asked for until the store has granted one.
+    pub(crate) fn ttl(&self) -> Ttl {
+        self.core.lock().machine.ttl()
+    }
+
+    /// A tag that no other append has.
+    pub(crate) fn tag(&self) -> Tag {
+        Tag::new(self.core.lease, self.core.runtime.entropy.u64())
+    }
+
+    /// From now on keeps `key` alive, which was written with `value` by a request sent at `sent`.
+    pub(crate) fn attach(&self, key: Key, value: Bytes, sent: Instant) -> Arc<Term> {
+        let mut shared = self.core.lock();
+        let deadline = shared.machine.deadline_of_key(sent);
+        let term = Arc::new(Term::new(
+            key.clone(),
+            self.core.runtime.clock.clone(),
+            deadline,
+        ));
+        if shared.machine.state().is_over() {
+            term.lose(Loss::Expired);
+        } else {
+            shared.terms.insert(key, (value, term.clone()));
+        }
+        term
+    }
+
+    /// Stops keeping `key` alive.
+    pub(crate) fn detach(&self, key: &Key) {
+        self.core.lock().terms.remove(key);
+    }
+
+    /// The store has said that the lease is gone.
+    pub(crate) fn lose(&self) {
+        let mut shared = self.core.lock();
+        shared.machine.gone();
+        shared.lose_all(Loss::Expired);
+        drop(shared);
+        self.core.publish(SessionState::Lost);
+    }
+
+    /// Revokes the lease now, whoever still holds a handle.
+    pub(crate) fn close(&self) {
+        self.core.closing.cancel();
+    }
+
+    fn failure(&self) -> Error {
+        let Some(cause) = self.core.lock().failure.clone() else {
+            return Error::new(ErrorKind::Unavailable, "the store granted no lease");
+        };
+        Error::new(cause.kind(), "no lease was granted").caused_by(cause)
+    }
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: SessionState) {
+        let changed = self.state.send_if_modified(|current| {
+            let changed = *current != state;
+            *current = state;
+            changed
+        });
+        if changed {
+            tracing::debug!(target: "tenure::session", lease = %self.lease, ?state, "session state");
+        }
+    }
+}
+
+impl Shared {
+    fn attached(&self) -> Vec<Attached> {
+        let attach =
+            |(key, (value, _)): (&Key, &(Bytes, _))| Attached::new(key.clone(), value.clone());
+        self.terms.iter().map(attach).collect()
+    }
+
+    /// Ends every term, for one reason.
+    fn lose_all(&mut self, loss: Loss) {
+        for (_, (_, term)) in std::mem::take(&mut self.terms) {
+            term.lose(loss);
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("lease", &self.lease())
+            .field("state", &self.state())
+            .finish()
+    }
+}

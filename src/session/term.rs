@@ -1,0 +1,247 @@
+//! What a ticket or a guard knows about its own key: until when it is surely held, and whether
+//! it is lost.
+
+use std::fmt;
+
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+use crate::runtime::{Clock, Instant};
+
+/// Whether what a guard stands for is still held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// Surely held until the deadline, and the last renewal was answered.
+    Held,
+    /// Surely held until the deadline, but the last renewal was not answered.
+    Suspect,
+    /// Not held any more; for good.
+    Lost,
+}
+
+/// Why something is not held any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// The deadline passed before a renewal was acknowledged.
+    Expired,
+    /// The key was seen deleted, or taken over by somebody else.
+    Deleted,
+    /// The client was shut down, or it gave the key up.
+    Closed,
+}
+
+impl Loss {
+    pub(crate) fn into_error(self) -> Error {
+        let text = match self {
+            Self::Expired => "no renewal was acknowledged before the deadline",
+            Self::Deleted => "the key was deleted or taken over on the server",
+            Self::Closed => "the client was shut down",
+        };
+        Error::new(ErrorKind::Lost, text)
+    }
+}
+
+/// The term of one key. Shared by the session, which extends it, and the key's owner.
+pub(crate) struct Term {
+    key: Key,
+    clock: Clock,
+    standing: watch::Sender<Standing>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Held { deadline: Instant, suspect: bool },
+    Lost(Loss),
+}
+
+impl Term {
+    pub(super) fn new(key: Key, clock: Clock, deadline: Instant) -> Self {
+        let standing = watch::Sender::new(Standing::Held {
+            deadline,
+            suspect: false,
+        });
+        Self {
+            key,
+            clock,
+            standing,
+        }
+    }
+
+    /// The state now, by the clock now.
+    pub(crate) fn state(&self) -> State {
+        match self.standing() {
+            Standing::Lost(_) => State::Lost,
+            Standing::Held { suspect: true, .. } => State::Suspect,
+            Standing::Held { suspect: false, .. } => State::Held,
+        }
+    }
+
+    /// Until when it is surely held; `None` once it is lost.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.standing() {
+            Standing::Held { deadline, .. } => Some(deadline),
+            Standing::Lost(_) => None,
+        }
+    }
+
+    /// An error if it is not held any more.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.standing() {
+            Standing::Held { .. } => Ok(()),
+            Standing::Lost(loss) => Err(loss.into_error().at(&self.key)),
+        }
+    }
+
+    /// Returns once it is lost.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub(crate) async fn lost(&self) -> Loss {
+        let mut changes = self.standing.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let deadline = match self.standing() {
+                Standing::Lost(loss) => return loss,
+                Standing::Held { deadline, .. } => deadline,
+            };
+            tokio::select! {
+                biased;
+                // The sender is `self`: it cannot be gone.
+                _ = changes.changed() => {}
+                () = self.clock.sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    /// Another term was acknowledged. Comes too late if the deadline has passed.
+    pub(super) fn extend(&self, to: Instant) {
+        self.update(|held, _| {
+            *held = Standing::Held {
+                deadline: held.deadline().map_or(to, |old| old.max(to)),
+                suspect: false,
+            };
+        });
+    }
+
+    /// A renewal was not answered.
+    pub(super) fn doubt(&self) {
+        self.update(|held, deadline| {
+            *held = Standing::Held {
+                deadline,
+                suspect: true,
+            }
+        });
+    }
+
+    /// It is gone.
+    pub(crate) fn lose(&self, loss: Loss) {
+        self.update(|held, _| *held = Standing::Lost(loss));
+    }
+
+    fn standing(&self) -> Standing {
+        // The deadline may have passed without anybody having written it down.
+        self.update(|_, _| {});
+        *self.standing.borrow()
+    }
+
+    /// Changes a standing that is still held; first writes down a deadline that has passed.
+    fn update(&self, change: impl FnOnce(&mut Standing, Instant)) {
+        let now = self.clock.now();
+        let mut lost = None;
+        self.standing.send_if_modified(|standing| {
+            let before = *standing;
+            if let Standing::Held { deadline, .. } = before {
+                if now >= deadline {
+                    *standing = Standing::Lost(Loss::Expired);
+                } else {
+                    change(standing, deadline);
+                }
+            }
+            if let (Standing::Held { .. }, Standing::Lost(loss)) = (before, *standing) {
+                lost = Some(loss);
+            }
+            before != *standing
+        });
+        if let Some(loss) = lost {
+            tracing::debug!(target: "tenure::session", key = %self.key, ?loss, "lost");
+        }
+    }
+}
+
+impl Standing {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Held { deadline, .. } => Some(deadline),
+            Self::Lost(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Term")
+            .field("key", &self.key)
+            .field("standing", &*self.standing.borrow())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn term(clock: &Clock, length: Duration) -> Term {
+        Term::new(Key::new("/t").unwrap(), clock.clone(), clock.now() + length)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_alone_ends_a_term() {
+        let clock = Clock::tokio();
+        let term = term(&clock, SECOND);
+        assert_eq!(term.state(), State::Held);
+        assert_eq!(term.lost().await, Loss::Expired);
+        assert_eq!((term.state(), term.deadline()), (State::Lost, None));
+        assert_eq!(term.check().unwrap_err().kind(), ErrorKind::Lost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_before_the_deadline_moves_it_and_one_after_does_not() {
+        let clock = Clock::tokio();
+        let start = clock.now();
+        let term = term(&clock, SECOND);
+        term.doubt();
+        assert_eq!(term.state(), State::Suspect);
+        term.extend(start + SECOND * 3);
+        assert_eq!(term.state(), State::Held);
+        tokio::time::advance(SECOND * 2).await;
+        assert_eq!(term.state(), State::Held);
+        tokio::time::advance(SECOND).await;
+        term.extend(start + SECOND * 9);
+        assert_eq!(term.state(), State::Lost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_on_lost_sees_extensions_and_then_the_loss() {
+        let clock = Clock::tokio();
+        let start = clock.now();
+        let term = term(&clock, SECOND);
+        term.extend(start + SECOND * 5);
+        assert_eq!(term.lost().await, Loss::Expired);
+        assert_eq!(clock.now(), start + SECOND * 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_loss_stays() {
+        let term = term(&Clock::tokio(), SECOND);
+        term.lose(Loss::Deleted);
+        term.lose(Loss::Closed);
+        assert_eq!(term.lost().await, Loss::Deleted);
+    }
+}
