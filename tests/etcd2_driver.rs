@@ -304,12 +304,9 @@ async fn a_time_to_live_is_rounded_up_and_never_lost_by_accident() {
         .await
         .unwrap();
     assert_eq!(written.node.ttl, Some(Duration::from_secs(2)));
-    loop {
-        match store.node(&key("/k")).await.unwrap() {
-            // One that is past its time and not swept yet would have nothing left.
-            Some(node) => assert!(node.ttl.unwrap() > Duration::ZERO),
-            None => break,
-        }
+    while let Some(node) = store.node(&key("/k")).await.unwrap() {
+        // One that is past its time and not swept yet would have nothing left.
+        assert!(node.ttl.unwrap() > Duration::ZERO);
     }
     let written = store
         .set(&key("/k"), "v".into(), Expiry::Never)

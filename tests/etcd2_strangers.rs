@@ -10,8 +10,8 @@ use futures_util::StreamExt;
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Instant;
 use tenure::store::{
-    Append, Attached, Condition, Delete, Expiry, Freshness, Get, Grant, KeyRenewal, Put, Renew,
-    Update, Watch,
+    Append, Attached, Condition, Delete, Expiry, Freshness, Get, Grant, KeyRenewal, Naming, Node,
+    Put, Renew, Update, Watch, Withdraw,
 };
 use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Tag, Ttl};
 
@@ -111,6 +111,58 @@ async fn a_read_is_asked_again_elsewhere_and_stays_with_who_answers() {
         }
         assert_eq!((bad.requests().len(), good.requests().len()), (1, 3));
     }
+}
+
+#[tokio::test]
+async fn a_read_that_takes_unusually_long_is_asked_elsewhere_too() {
+    let good = || Say::Raw(answer(200, 9, &node("get", "/k", "v", 7)));
+    let slow = Fake::new(move |number, _| if number < 20 { good() } else { Say::Nothing }).await;
+    let other = fixed(good()).await;
+    let endpoints = format!("{},{}", slow.url(), other.url());
+    // One attempt may take 10 s here: it is not the end of it that helps.
+    let store = Etcd2::builder(endpoints)
+        .timeout(Duration::from_secs(30))
+        .build()
+        .unwrap();
+    for _ in 0..20 {
+        store.node(&key("/k")).await.unwrap().unwrap();
+    }
+    assert!(other.requests().is_empty());
+    let hedged = tokio::time::timeout(Duration::from_millis(900), store.node(&key("/k"))).await;
+    assert!(
+        hedged
+            .expect("long before the attempt ends")
+            .unwrap()
+            .is_some()
+    );
+    store.node(&key("/k")).await.unwrap();
+    assert_eq!(
+        (slow.requests().len(), other.requests().len()),
+        (21, 2),
+        "it stays there"
+    );
+}
+
+#[tokio::test]
+async fn a_withdrawal_may_be_sent_again_because_the_tag_is_unique() {
+    let fake = Fake::new(|number, _| match number {
+        0 => Say::Close,
+        _ => Say::Raw(answer(404, 12, &refusal(100, 12))),
+    })
+    .await;
+    let tag = Tag::new(lease(), 1);
+    let index = Index::new(9).unwrap();
+    let ticket = Node::file(
+        key("/l/00000000000000000009"),
+        tag.to_string(),
+        index,
+        index,
+    );
+    let withdraw = Withdraw::new(key("/l"), tag, Naming::Ticket).node(ticket);
+    let done = open(&fake.url()).withdraw(withdraw).await.unwrap();
+    assert!(done.settled && done.index.get() == 12);
+    let line = format!("DELETE /v2/keys/l/00000000000000000009?prevValue={tag}");
+    assert_eq!(fake.lines(), [line.clone(), line]);
 }
 
 #[tokio::test]
