@@ -47,3 +47,27 @@ impl fmt::Debug for Thread {
         f.write_str("Thread")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_runs_tasks_and_ends_with_the_last_clone() {
+        let thread = Thread::start().unwrap();
+        let name = thread
+            .handle()
+            .spawn(async { std::thread::current().name().map(str::to_owned) });
+        assert_eq!(name.await.unwrap().as_deref(), Some("tenure"));
+        let (kept, dropped) = tokio::sync::oneshot::channel::<()>();
+        thread.handle().spawn(async move {
+            let _kept = kept;
+            std::future::pending::<()>().await;
+        });
+        let copy = thread.clone();
+        drop(thread);
+        copy.handle().spawn(async {}).await.unwrap();
+        drop(copy);
+        assert!(dropped.await.is_err(), "its tasks are dropped with it");
+    }
+}
