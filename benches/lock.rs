@@ -5,16 +5,18 @@
 //! plain writes to the same server.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tenure::embedded::Embedded;
 use tenure::etcd2::Etcd2;
 use tenure::runtime::{Clock, Instant};
-use tenure::store::Expiry;
-use tenure::{Client, Key, Store, StoreExt};
+use tenure::store::{Append, Change, Expiry, Naming, Update, Watch, Withdraw};
+use tenure::{Client, Key, LeaseId, Store, StoreExt, Tag, Ttl};
 use tokio::task::JoinSet;
 
 #[path = "../tests/common/mod.rs"]
@@ -37,6 +39,47 @@ struct Bench {
 impl Bench {
     fn end(&self) -> Instant {
         self.clock.now() + self.length
+    }
+
+    /// The same contention by the way that was rejected for etcd v2: each contender keeps a watch
+    /// of the whole line and ranks the tickets by itself. Reads nothing, but is told everything.
+    async fn contend_by_kept_watches(&self, name: &str, store: impl Fn() -> Etcd2) -> f64 {
+        let dir = Key::new("/_locks/watched").unwrap();
+        let mut tasks = JoinSet::new();
+        for number in 1..=8 {
+            let (clock, end, dir, store) = (self.clock.clone(), self.end(), dir.clone(), store());
+            tasks.spawn(async move {
+                let mut tally = Tally::default();
+                let mut updates = store.watch(Watch::tree(dir.clone()));
+                let mut line = BTreeSet::new();
+                assert!(matches!(updates.next().await, Some(Ok(Update::Open(_)))));
+                let lease = LeaseId::new(number).unwrap();
+                for nonce in 0.. {
+                    if clock.has_passed(end) {
+                        break;
+                    }
+                    let start = clock.now();
+                    let tag = Tag::new(lease, nonce);
+                    let expiry = Expiry::After(Ttl::DEFAULT);
+                    let append = Append::ticket(dir.clone(), tag, expiry);
+                    let ticket = store.append(append).await.unwrap().node;
+                    while line.first() != Some(&ticket.key) {
+                        let Some(Ok(Update::Event(event))) = updates.next().await else {
+                            continue;
+                        };
+                        match event.change {
+                            Change::Put(_) => line.insert(event.key),
+                            _ => line.remove(&event.key),
+                        };
+                    }
+                    tally.micros.push(clock.now().since(start).as_micros());
+                    let withdraw = Withdraw::new(dir.clone(), tag, Naming::Ticket);
+                    store.withdraw(withdraw.node(ticket)).await.unwrap();
+                }
+                tally
+            });
+        }
+        self.report("contend by kept watches", name, tasks).await
     }
 
     /// Runs the tasks, prints what they did, and returns their rate.
@@ -158,12 +201,17 @@ async fn main() {
     let apart = bench
         .contend("contend", "etcd2", (0..8).map(|_| etcd()).collect())
         .await;
+    let kept = bench
+        .contend_by_kept_watches("etcd2", || Etcd2::new(server.url()).unwrap())
+        .await;
     let together = bench
         .contend("contend in one client", "etcd2", vec![etcd()])
         .await;
     println!(
-        "{{\"what\":\"ratio to put\",\"store\":\"etcd2\",\"contend\":{:.2},\"contend_in_one_client\":{:.2}}}",
+        "{{\"what\":\"ratio to put\",\"store\":\"etcd2\",\"contend\":{:.2},\"by_kept_watches\":{:.2},\
+         \"contend_in_one_client\":{:.2}}}",
         apart / raw,
+        kept / raw,
         together / raw
     );
 
