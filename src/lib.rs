@@ -1,4 +1,22 @@
-//! Distributed coordination primitives for services, on etcd or on an embedded store.
+#![doc = include_str!("../README.md")]
+//!
+//! # Finding your way
+//! * [`Client`] is where to start: it opens a store and makes recipes.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
+//! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
+//! * [`Error`] says what happened, to which key, on which server; match on [`ErrorKind`].
+//! * [`_design`] says why it is built like this.
+//!
+//! # Traces
+//! Events of the `tracing` crate, at `debug` unless said, under these targets:
+//!
+//! | target | events |
+//! |---|---|
+//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed`; `warn` for a TTL below 5 s |
+//! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` |
+//! | `tenure::line` | `append unanswered`, `cannot see the line`; `warn` for an intruder |
+//! | `tenure::janitor` | `withdrawal failed`; `warn` for a ticket left to its TTL |
+//! | `tenure::transport` | one for each request |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
 
@@ -30,3 +48,8 @@ pub use recipes::guard::LockGuard;
 pub use recipes::lock::{Acquire, Lock};
 pub use session::{Loss, SessionState, State};
 pub use store::{Store, StoreExt};
+
+/// How it works and why: the project's design page.
+pub mod _design {
+    #![doc = include_str!("../design.md")]
+}

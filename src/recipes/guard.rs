@@ -125,10 +125,12 @@ impl LockGuard {
     /// # Cancel safety
     /// Dropping the future leaves the rest to the background.
     pub async fn release(self) -> Result<()> {
-        self.ticket
-            .release()
-            .await
-            .map_err(|error| error.during("release").at(&self.key))
+        let Self {
+            ticket, key, token, ..
+        } = self;
+        let released = ticket.release().await;
+        tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+        released.map_err(|error| error.during("release").at(&key))
     }
 
     /// Writes a key in the same store if, and only if, this lock is still held *there*: one step

@@ -127,7 +127,7 @@ impl TimeSource for TokioTime {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(tenure_fallback_clock)))]
 mod system {
     use std::time::Duration;
 
@@ -147,7 +147,7 @@ mod system {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), tenure_fallback_clock))]
 mod system {
     use std::sync::OnceLock;
 

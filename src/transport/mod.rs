@@ -1,1 +1,262 @@
-//! HTTP over an injectable connector.
+//! HTTP to a few equal servers: which one to ask, for how long, and what may be asked again.
+//!
+//! Knows endpoints, failover, TLS and timeouts; knows nothing of keys. The rule everything rests
+//! on: a request that was never sent may go to the next server; one that may have been sent may
+//! only be repeated by whoever knows that repeating it is harmless.
+//!
+//! Public is only the seam for other networks: [`Dial`], and [`Tcp`], the default.
+
+mod connect;
+mod dial;
+mod endpoint;
+mod exchange;
+mod latency;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use http::HeaderValue;
+
+pub use dial::{Dial, Io, Tcp};
+pub(crate) use endpoint::{Credentials, Endpoints};
+use exchange::Exchange;
+pub(crate) use exchange::{Answer, Call, Failure, Opened};
+use latency::Latency;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{Instant, Runtime};
+
+/// What a [`Transport`] is made of.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) dialer: Arc<dyn Dial>,
+    pub(crate) authorization: Option<HeaderValue>,
+    pub(crate) timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) max_idle: usize,
+    pub(crate) runtime: Runtime,
+}
+
+/// Sends requests to the endpoints.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    endpoints: Endpoints,
+    exchange: Exchange,
+    latency: Latency,
+    timeout: Duration,
+    runtime: Runtime,
+}
+
+/// Whether a request may be sent again after it may have been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes nothing, or repeating it provably changes nothing more.
+    Harmless,
+    /// Only if it was never sent.
+    NeverSent,
+}
+
+impl Transport {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let exchange = Exchange::new(
+            config.dialer,
+            config.endpoints.any_https(),
+            config.authorization,
+            config.runtime.clock.clone(),
+            (config.idle_timeout, config.max_idle),
+        )?;
+        Ok(Self {
+            endpoints: config.endpoints,
+            exchange,
+            latency: Latency::default(),
+            timeout: config.timeout,
+            runtime: config.runtime,
+        })
+    }
+
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// When an operation that begins now must have ended.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.runtime.clock.now() + self.timeout
+    }
+
+    /// Delays between rounds: 20 ms doubling to 1 s, each cut at random to between half and all.
+    pub(crate) fn pauses(&self) -> impl Iterator<Item = Duration> + Send + Sync + use<> {
+        let entropy = self.runtime.entropy.clone();
+        // backon adds its own jitter after its cap; ours stays below it.
+        ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(20))
+            .with_factor(2.0)
+            .with_max_delay(Duration::from_secs(1))
+            .without_max_times()
+            .build()
+            .map(move |delay| entropy.jitter(delay))
+    }
+
+    /// Sends the request until somebody answers, `deadline` passes, or it may have been sent and
+    /// must not be again. Begins with the endpoint `skip` places after the current one.
+    ///
+    /// A 5xx answer to a harmless request is asked again elsewhere; the last one is returned when
+    /// time is up.
+    ///
+    /// # Errors
+    /// `Unreachable`: never sent. `Ambiguous`: may have been sent, and must not be again.
+    /// `Timeout`, `Protocol`: a harmless request that nobody answered (properly).
+    pub(crate) async fn call(
+        &self,
+        call: &Call,
+        repeat: Repeat,
+        skip: usize,
+        deadline: Instant,
+    ) -> Result<Answer> {
+        let mut log = Attempts::default();
+        let mut pauses = self.pauses();
+        let mut number = self.endpoints.current() + skip;
+        let mut round = 0;
+        loop {
+            let started = self.runtime.clock.now();
+            let until = deadline.min(started + self.latency.attempt(self.timeout));
+            let endpoint = self.endpoints.at(number);
+            let outcome = self.exchange.whole(call, (number, endpoint), until).await;
+            let took = self.runtime.clock.now().since(started);
+            self.trace(call, &endpoint.origin, &outcome, took);
+            match outcome {
+                Ok(answer) if repeat == Repeat::Harmless && answer.status.is_server_error() => {
+                    log.answered(answer);
+                }
+                Ok(answer) => {
+                    self.latency.record(took);
+                    return Ok(answer);
+                }
+                Err(failure) if failure.maybe_sent && repeat == Repeat::NeverSent => {
+                    self.endpoints.leave(number);
+                    return Err(ambiguous(failure, &endpoint.origin));
+                }
+                Err(failure) => log.failed(&endpoint.origin, failure),
+            }
+            self.endpoints.leave(number);
+            number += 1;
+            round += 1;
+            if round % self.endpoints.len() == 0 {
+                if log.nobody_speaks_http(self.endpoints.len()) {
+                    return log.give_up(self.timeout);
+                }
+                let pause = pauses.next().unwrap_or(Duration::from_secs(1));
+                self.runtime
+                    .clock
+                    .sleep_until(deadline.min(self.runtime.clock.now() + pause))
+                    .await;
+            }
+            if self.runtime.clock.has_passed(deadline) {
+                return log.give_up(self.timeout);
+            }
+        }
+    }
+
+    /// Sends a request whose answer's body may take for ever, to one endpoint, once.
+    pub(crate) async fn open(&self, call: &Call, number: usize) -> Result<Opened, Failure> {
+        let started = self.runtime.clock.now();
+        let until = started + self.latency.attempt(self.timeout);
+        let endpoint = self.endpoints.at(number);
+        let opened = self.exchange.open(call, (number, endpoint), until).await;
+        let took = self.runtime.clock.now().since(started);
+        let (server, path) = (&*endpoint.origin, &*call.target);
+        match &opened {
+            Ok(it) => {
+                tracing::trace!(target: "tenure::transport", server, path, status = it.status.as_u16(), ?took, "poll open");
+            }
+            Err(failure) => {
+                self.endpoints.leave(number);
+                tracing::debug!(target: "tenure::transport", server, path, reason = failure.reason, ?took, "poll failed");
+            }
+        }
+        opened
+    }
+
+    fn trace(&self, call: &Call, server: &str, outcome: &Result<Answer, Failure>, took: Duration) {
+        let (method, path) = (call.method.as_str(), &*call.target);
+        match outcome {
+            Ok(answer) => {
+                tracing::trace!(target: "tenure::transport", method, path, server, status = answer.status.as_u16(), ?took, "answered");
+            }
+            Err(failure) => {
+                tracing::debug!(target: "tenure::transport", method, path, server, reason = failure.reason, maybe_sent = failure.maybe_sent, ?took, "no answer");
+            }
+        }
+    }
+}
+
+/// What became of the attempts of one call, for the error at the end.
+#[derive(Default)]
+struct Attempts {
+    /// The last reason for each server, in the order of their names.
+    reasons: BTreeMap<Arc<str>, String>,
+    last_answer: Option<Answer>,
+    last_failure: Option<Failure>,
+    any_sent: bool,
+    not_http: usize,
+}
+
+impl Attempts {
+    fn answered(&mut self, answer: Answer) {
+        self.any_sent = true;
+        let reason = format!("HTTP {}", answer.status.as_u16());
+        self.reasons.insert(answer.server.clone(), reason);
+        self.last_answer = Some(answer);
+    }
+
+    fn failed(&mut self, server: &Arc<str>, failure: Failure) {
+        self.any_sent |= failure.maybe_sent;
+        self.not_http += usize::from(failure.not_http);
+        self.reasons.insert(server.clone(), failure.reason.clone());
+        self.last_failure = Some(failure);
+    }
+
+    /// Waiting does not turn another kind of server into the right one.
+    fn nobody_speaks_http(&self, servers: usize) -> bool {
+        self.last_answer.is_none() && self.not_http >= servers
+    }
+
+    fn give_up(self, whole: Duration) -> Result<Answer> {
+        if let Some(answer) = self.last_answer {
+            return Ok(answer);
+        }
+        let reasons: Vec<String> = self
+            .reasons
+            .iter()
+            .map(|(server, reason)| format!("{server}: {reason}"))
+            .collect();
+        let reasons = reasons.join("; ");
+        let last = self.last_failure;
+        let (kind, text) = if !self.any_sent {
+            let text = format!("no server could be reached within {whole:?} ({reasons})");
+            (ErrorKind::Unreachable, text)
+        } else if last.as_ref().is_some_and(|it| it.not_http) {
+            let text = format!("{reasons}: is this an etcd v2 endpoint?");
+            (ErrorKind::Protocol, text)
+        } else {
+            let text = format!("no answer within {whole:?} ({reasons})");
+            (ErrorKind::Timeout, text)
+        };
+        let error = Error::new(kind, text);
+        Err(match last.and_then(|it| it.cause) {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        })
+    }
+}
+
+/// The error for a request that may have been sent.
+fn ambiguous(failure: Failure, server: &str) -> Error {
+    let error = Error::new(ErrorKind::Ambiguous, failure.reason).on(server);
+    match failure.cause {
+        Some(cause) => error.caused_by(cause),
+        None => error,
+    }
+}

@@ -1,0 +1,115 @@
+//! Sending one request and understanding its answer: what all operations of the driver share.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use super::error::{Access, refused, unreadable};
+use super::lease::Leases;
+use super::wire::Body;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Index;
+use crate::runtime::{Instant, Runtime};
+use crate::transport::{Call, Repeat, Transport};
+
+/// What every operation needs.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) transport: Transport,
+    pub(super) runtime: Runtime,
+    pub(super) name: Arc<str>,
+    pub(super) max_skew: Duration,
+    pub(super) poll_period: Duration,
+    pub(super) watch_patience: Duration,
+    pub(super) leases: Leases,
+    /// The cluster that the first answer came from.
+    pub(super) cluster: OnceLock<Box<str>>,
+}
+
+/// A success.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// The server's index when it answered.
+    pub(super) index: Index,
+    pub(super) body: Body,
+    pub(super) server: Arc<str>,
+}
+
+impl Driver {
+    pub(super) fn deadline(&self) -> Instant {
+        self.transport.deadline()
+    }
+
+    /// Sends a GET, to the endpoint `skip` places after the current one first.
+    pub(super) async fn read(&self, call: &Call, skip: usize, deadline: Instant) -> Result<Reply> {
+        self.exchange(call, Access::Read, Repeat::Harmless, skip, deadline)
+            .await
+    }
+
+    /// Sends a write; only if `repeat` allows it again after it may have been sent.
+    pub(super) async fn write(
+        &self,
+        call: &Call,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        self.exchange(call, Access::Write, repeat, 0, deadline)
+            .await
+    }
+
+    async fn exchange(
+        &self,
+        call: &Call,
+        access: Access,
+        repeat: Repeat,
+        skip: usize,
+        deadline: Instant,
+    ) -> Result<Reply> {
+        let answer = self.transport.call(call, repeat, skip, deadline).await?;
+        let server = answer.server;
+        let place = |error: Error| error.on(&*server);
+        self.check_cluster(&answer.headers).map_err(place)?;
+        if !answer.status.is_success() {
+            let error = refused(answer.status, &answer.body, access);
+            // A body of a refusal has the index too, but not every one.
+            return Err(place(match (error.index(), etcd_index(&answer.headers)) {
+                (None, Some(index)) => error.seen_at(index),
+                _ => error,
+            }));
+        }
+        let body = serde_json::from_slice(&answer.body)
+            .map_err(|cause| place(unreadable(&answer.body, access, cause)))?;
+        let index = etcd_index(&answer.headers).ok_or_else(|| {
+            let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
+            place(Error::new(ErrorKind::Protocol, text))
+        })?;
+        Ok(Reply {
+            index,
+            body,
+            server,
+        })
+    }
+
+    /// Learns the cluster from the first answer and compares it with every later one.
+    pub(super) fn check_cluster(&self, headers: &HeaderMap) -> Result<()> {
+        let Some(id) = headers
+            .get("x-etcd-cluster-id")
+            .and_then(|it| it.to_str().ok())
+        else {
+            return Ok(());
+        };
+        let known = self.cluster.get_or_init(|| id.into());
+        if **known == *id {
+            return Ok(());
+        }
+        let text = format!("this is cluster {id}, and so far it was {known}");
+        Err(Error::new(ErrorKind::ClusterChanged, text))
+    }
+}
+
+/// The index that an answer's headers tell; a zero there means that the server does not say.
+pub(super) fn etcd_index(headers: &HeaderMap) -> Option<Index> {
+    let text = headers.get("x-etcd-index")?.to_str().ok()?;
+    Index::new(text.parse().ok()?)
+}

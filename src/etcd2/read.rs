@@ -1,0 +1,143 @@
+//! Reads: as fresh as asked for, and no proposal where a local answer is fresh enough.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+
+use super::driver::{Driver, Reply};
+use super::request::{Params, query};
+use super::wire::RawNode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key};
+use crate::runtime::Instant;
+use crate::store::{Freshness, Get, Node, Scope, View};
+
+impl Driver {
+    pub(super) async fn get(&self, get: &Get) -> Result<View> {
+        let deadline = self.deadline();
+        match self.fetch(&get.key, get.freshness, deadline).await? {
+            Found::Nothing(index) => Ok(View::new(index, Vec::new())),
+            Found::Reply(reply) => view(get, &reply),
+        }
+    }
+
+    /// The node as it is now, even if its time has run out and it is only not swept yet.
+    pub(super) async fn look(&self, key: &Key, deadline: Instant) -> Result<Option<Node>> {
+        match self.fetch(key, Freshness::Linearizable, deadline).await? {
+            Found::Nothing(_) => Ok(None),
+            Found::Reply(reply) => Ok(reply.body.node.node(reply.index)),
+        }
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        key: &Key,
+        freshness: Freshness,
+        deadline: Instant,
+    ) -> Result<Found> {
+        let local = query(Method::GET, key, &Params::new())?;
+        let quorum = query(Method::GET, key, &Params::new().flag("quorum"))?;
+        let least = match freshness {
+            Freshness::Any => return self.found(self.read(&local, 0, deadline).await),
+            Freshness::Linearizable => return self.found(self.read(&quorum, 0, deadline).await),
+            Freshness::AtLeast(index) => index,
+        };
+        // Replication is a matter of milliseconds: ask each server once, each but the first after
+        // a breath, before paying for a proposal.
+        for skip in 0..self.transport.endpoints().len().max(2) {
+            if skip > 0 {
+                self.runtime.clock.sleep(Duration::from_millis(2)).await;
+            }
+            let found = self.found(self.read(&local, skip, deadline).await)?;
+            if found.index() >= least {
+                return Ok(found);
+            }
+        }
+        let found = self.found(self.read(&quorum, 0, deadline).await)?;
+        if found.index() >= least {
+            return Ok(found);
+        }
+        let text = format!(
+            "the server's index is {}, but {least} has been seen: \
+             it was restored from a backup, or is another cluster",
+            found.index()
+        );
+        Err(Error::new(ErrorKind::ClusterChanged, text))
+    }
+
+    /// Turns "key not found" into an answer. So is "not a directory": what lies below a file is
+    /// not there.
+    fn found(&self, outcome: Result<Reply>) -> Result<Found> {
+        match outcome {
+            Ok(reply) => Ok(Found::Reply(Box::new(reply))),
+            Err(error) => match (error.kind(), error.index()) {
+                (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(index)) => {
+                    Ok(Found::Nothing(index))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// What a GET found.
+#[derive(Debug)]
+pub(super) enum Found {
+    Nothing(Index),
+    Reply(Box<Reply>),
+}
+
+impl Found {
+    pub(super) fn index(&self) -> Index {
+        match self {
+            Self::Nothing(index) => *index,
+            Self::Reply(reply) => reply.index,
+        }
+    }
+}
+
+/// The view that was asked for.
+fn view(get: &Get, reply: &Reply) -> Result<View> {
+    let index = reply.index;
+    let top = &reply.body.node;
+    let nodes = match get.scope {
+        Scope::Node => live(top, index).into_iter().collect(),
+        Scope::Tree => {
+            let is_file = live(top, index).is_some_and(|it| !it.is_dir);
+            if is_file {
+                let text = "this is a file and has no children";
+                return Err(Error::new(ErrorKind::NotADirectory, text).seen_at(index));
+            }
+            children(get, top, index)
+        }
+    };
+    let nodes = nodes.into_iter().map(|node| Node {
+        value: if get.keys_only {
+            Bytes::new()
+        } else {
+            node.value
+        },
+        ..node
+    });
+    Ok(View::new(index, nodes.collect()))
+}
+
+/// All direct children: etcd v2 cannot page.
+fn children(get: &Get, top: &RawNode, index: Index) -> Vec<Node> {
+    let after = get.page.as_ref().and_then(|page| page.after.as_ref());
+    let mut nodes: Vec<Node> = top
+        .nodes
+        .iter()
+        .filter_map(|it| live(it, index))
+        .filter(|it| !it.key.is_hidden_below(&get.key))
+        .filter(|it| after.is_none_or(|after| it.key > *after))
+        .collect();
+    nodes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    nodes
+}
+
+/// The node, unless its time has run out.
+fn live(raw: &RawNode, index: Index) -> Option<Node> {
+    (!raw.is_expired()).then(|| raw.node(index)).flatten()
+}

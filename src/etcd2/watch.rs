@@ -1,0 +1,404 @@
+//! The long-poll machine.
+//!
+//! etcd's `stream=true` loses events without a word, so every event is a request of its own: a
+//! GET that is answered when something happens.
+//!
+//! ```text
+//!             headers                        an event, or the poll broke
+//! Connecting ─────────▶ Polling ──────────────────────────────────┐
+//!     ▲                  │   ▲                                    │
+//!     │      quiet for a │   │ the new poll is open               │
+//!     │           period ▼   │                                    │
+//!     │                 Renewing ── history cleared ──▶ Overlapping
+//!     │                  │              │  quiet: the new poll    │
+//!     └──────────────────┴──────────────┴─────────────────────────┘
+//!       the old poll spoke: its event first, then from its index + 1
+//! ```
+//!
+//! **No event is lost or doubled.** `next` is the first index not accounted for. A poll with
+//! `waitIndex=next` is answered from history or waits, decided under one lock of the store; after
+//! an event at `m`, `next` is `m + 1`. An older event is dropped.
+//!
+//! **An idle poll must not grow old**: etcd keeps 1,000 events of the whole store, and refreshes
+//! count. So a poll that was quiet for a whole period, on a connection that is still up, is taken
+//! to have found nothing up to the index in its own headers: an event that it had found would
+//! have come right behind them on the same connection. `next` moves there, and the next poll is
+//! opened before the old one is dropped. If more than 1,000 events went by within one period, that
+//! is refused (401). Then a poll from now on is opened on the same server while the old one is
+//! kept: the old one sees all that came before, the new one all that comes after. Only when the
+//! old one stays quiet for a while longer is it dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use http::Method;
+
+use super::driver::{Driver, etcd_index};
+use super::error::{Access, refused};
+use super::request::{Params, query};
+use super::wire::Body;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Index;
+use crate::runtime::Instant;
+use crate::store::{Change, Event, Filter, Freshness, Scope, Update, Updates, Watch};
+use crate::transport::{Call, Failure, Opened};
+
+/// How long an old poll that found its history cleared is kept beside the new one.
+const OVERLAP: Duration = Duration::from_secs(1);
+/// After how long a renewal that failed is tried again, while the old poll is still good.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
+
+/// Follows `watch` until an error.
+pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
+    let machine = Machine {
+        next: watch.from,
+        announced: false,
+        trouble: None,
+        driver,
+        watch,
+    };
+    let start = Some((machine, State::Connecting));
+    stream::unfold(start, |running| async move {
+        let (mut machine, mut state) = running?;
+        loop {
+            let (update, after) = machine.step(state).await;
+            state = after;
+            match update {
+                Some(Ok(update)) => return Some((Ok(update), Some((machine, state)))),
+                Some(Err(error)) => return Some((Err(error), None)),
+                None => {}
+            }
+        }
+    })
+    .boxed()
+}
+
+struct Machine {
+    driver: Arc<Driver>,
+    watch: Watch,
+    /// The first index not accounted for; `None` before the first poll of a watch from now on.
+    next: Option<Index>,
+    /// Whether the stream has begun.
+    announced: bool,
+    /// Since when nothing works.
+    trouble: Option<Trouble>,
+}
+
+enum State {
+    /// No poll is open.
+    Connecting,
+    /// One is, and is renewed at this time.
+    Polling(Poll, Instant),
+    /// One is, and its successor is being opened.
+    Renewing(Poll),
+    /// Two are, because the history between them is gone.
+    Overlapping {
+        old: Poll,
+        new: Poll,
+        until: Instant,
+    },
+}
+
+/// An open long poll: it will report the first change at or after its index that its key has.
+struct Poll {
+    opened: Opened,
+    /// The server's index when it was opened.
+    index: Index,
+}
+
+struct Trouble {
+    since: Instant,
+    pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
+}
+
+type Step = (Option<Result<Update>>, State);
+
+impl Machine {
+    async fn step(&mut self, state: State) -> Step {
+        match state {
+            State::Connecting => self.connect().await,
+            State::Polling(poll, renew_at) => self.poll(poll, renew_at).await,
+            State::Renewing(poll) => self.renew(poll).await,
+            State::Overlapping { old, new, until } => self.overlap(old, new, until).await,
+        }
+    }
+
+    async fn connect(&mut self) -> Step {
+        let endpoint = self.driver.transport.endpoints().current();
+        match self.open(self.next, endpoint).await {
+            Ok(poll) => {
+                self.trouble = None;
+                let index = poll.index;
+                self.next.get_or_insert(index.next());
+                let first = !std::mem::replace(&mut self.announced, true);
+                let update = first.then_some(Ok(Update::Open(index)));
+                (update, self.polling(poll))
+            }
+            Err(error) => self.stumble(error).await,
+        }
+    }
+
+    async fn poll(&mut self, mut poll: Poll, renew_at: Instant) -> Step {
+        let clock = self.driver.runtime.clock.clone();
+        tokio::select! {
+            biased;
+            body = poll.opened.end() => self.ended(body).await,
+            () = clock.sleep_until(renew_at) => {
+                // Quiet for a whole period: see above.
+                let quiet_to = poll.index;
+                let progress = self.quiet_up_to(quiet_to);
+                (progress, State::Renewing(poll))
+            }
+        }
+    }
+
+    async fn renew(&mut self, mut old: Poll) -> Step {
+        let endpoint = old.opened.endpoint;
+        let opened = tokio::select! {
+            biased;
+            body = old.opened.end() => return self.ended(body).await,
+            opened = self.successor(endpoint) => opened,
+        };
+        let clock = &self.driver.runtime.clock;
+        match opened {
+            Ok(Successor::Seamless(new)) => (None, self.polling(new)),
+            Ok(Successor::FromNow(new)) => {
+                let until = clock.now() + OVERLAP;
+                (None, State::Overlapping { old, new, until })
+            }
+            Err(error) if is_passing(&error) => {
+                tracing::debug!(target: "tenure::etcd2", key = %self.watch.key, %error, "poll not renewed");
+                // The old one is still open; if its server is gone too, it will break by itself.
+                let again = clock.now() + RENEW_AGAIN;
+                (None, State::Polling(old, again))
+            }
+            Err(error) => (Some(Err(error)), State::Connecting),
+        }
+    }
+
+    async fn overlap(&mut self, mut old: Poll, new: Poll, until: Instant) -> Step {
+        let clock = self.driver.runtime.clock.clone();
+        tokio::select! {
+            biased;
+            // Its event comes before whatever the new one has.
+            body = old.opened.end() => self.ended(body).await,
+            () = clock.sleep_until(until) => {
+                // The new poll was opened after its index; nothing is open before that.
+                let progress = self.quiet_up_to(new.index);
+                (progress, self.polling(new))
+            }
+        }
+    }
+
+    /// A poll has come to its end: with an event, or broken.
+    async fn ended(&mut self, body: Result<Bytes, Failure>) -> Step {
+        let event = match body {
+            Ok(body) => parse(&body),
+            Err(failure) => Err(broken(failure)),
+        };
+        match event {
+            Ok((index, event)) => {
+                self.trouble = None;
+                if self.next.is_some_and(|next| index < next) {
+                    return (None, State::Connecting);
+                }
+                self.next = Some(index.next());
+                let event = event.filter(|it| self.concerns(it));
+                (event.map(|it| Ok(Update::Event(it))), State::Connecting)
+            }
+            Err(error) => self.stumble(error).await,
+        }
+    }
+
+    /// Waits a little before the next attempt, or gives up.
+    async fn stumble(&mut self, error: Error) -> Step {
+        let error = error.during("watch").at(&self.watch.key);
+        if !is_passing(&error) {
+            return (Some(Err(error)), State::Connecting);
+        }
+        let driver = &self.driver;
+        let now = driver.runtime.clock.now();
+        let trouble = self.trouble.get_or_insert_with(|| Trouble {
+            since: now,
+            pauses: Box::new(driver.transport.pauses()),
+        });
+        let give_up = trouble.since + driver.watch_patience;
+        if now >= give_up {
+            return (Some(Err(error)), State::Connecting);
+        }
+        tracing::debug!(target: "tenure::etcd2", key = %self.watch.key, %error, "watch interrupted");
+        let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
+        driver
+            .runtime
+            .clock
+            .sleep_until(give_up.min(now + pause))
+            .await;
+        (None, State::Connecting)
+    }
+
+    fn polling(&self, poll: Poll) -> State {
+        let renew_at = self.driver.runtime.clock.now() + self.driver.poll_period;
+        State::Polling(poll, renew_at)
+    }
+
+    /// Nothing happened up to `index`.
+    fn quiet_up_to(&mut self, index: Index) -> Option<Result<Update>> {
+        if self.next.is_some_and(|next| index < next) {
+            return None;
+        }
+        self.next = Some(index.next());
+        Some(Ok(Update::Progress(index)))
+    }
+
+    /// Whether an event belongs into this watch. History answers by the prefix of the text, and
+    /// with hidden keys; the directory above a key may go with it.
+    fn concerns(&self, event: &Event) -> bool {
+        let key = &self.watch.key;
+        let is_put = matches!(event.change, Change::Put(_));
+        if is_put && self.watch.filter == Filter::Deletes {
+            return false;
+        }
+        event.removes(key)
+            || match self.watch.scope {
+                Scope::Node => event.key == *key,
+                Scope::Tree => event.key.is_within(key) && !event.key.is_hidden_below(key),
+            }
+    }
+
+    /// Opens the poll that follows one on this endpoint.
+    async fn successor(&self, endpoint: usize) -> Result<Successor> {
+        let endpoint = self.healthy(endpoint).await;
+        match self.open(self.next, endpoint).await {
+            Ok(poll) => Ok(Successor::Seamless(poll)),
+            Err(error) if error.kind() == ErrorKind::HistoryLost => {
+                let poll = self.open(None, endpoint).await?;
+                if self.next.is_some_and(|next| poll.index < next) {
+                    return Err(error);
+                }
+                Ok(Successor::FromNow(poll))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// This endpoint, or the next one if its server is cut off from the others: a watch there
+    /// never fails and never speaks.
+    async fn healthy(&self, endpoint: usize) -> usize {
+        let transport = &self.driver.transport;
+        if transport.endpoints().len() < 2 {
+            return endpoint;
+        }
+        let call = Call {
+            method: Method::GET,
+            target: "/health".into(),
+            form: None,
+        };
+        match transport.open(&call, endpoint).await {
+            Ok(opened) if opened.status.is_server_error() => endpoint + 1,
+            Ok(mut opened) => {
+                // Read to the end, so that the connection can be used again.
+                match opened.end().await {
+                    Ok(_) => endpoint,
+                    Err(_) => endpoint + 1,
+                }
+            }
+            Err(_) => endpoint + 1,
+        }
+    }
+
+    /// Opens a poll from an index, or from now.
+    async fn open(&self, from: Option<Index>, endpoint: usize) -> Result<Poll> {
+        let driver = &self.driver;
+        let mut params = Params::new().flag("wait");
+        if self.watch.scope == Scope::Tree {
+            params = params.flag("recursive");
+        }
+        if let Some(from) = from {
+            params = params.number("waitIndex", from.get());
+        }
+        let call = query(Method::GET, &self.watch.key, &params)?;
+        let mut opened = driver
+            .transport
+            .open(&call, endpoint)
+            .await
+            .map_err(broken)?;
+        let server = opened.server.clone();
+        driver
+            .check_cluster(&opened.headers)
+            .map_err(|it| it.on(&*server))?;
+        if !opened.status.is_success() {
+            let body = opened.end().await.map_err(broken)?;
+            return Err(refused(opened.status, &body, Access::Read).on(&*server));
+        }
+        let Some(index) = etcd_index(&opened.headers) else {
+            let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
+            return Err(Error::new(ErrorKind::Protocol, text).on(&*server));
+        };
+        if let Some(from) = from
+            && index.next() < from
+        {
+            self.check_not_restored(from).await?;
+        }
+        Ok(Poll { opened, index })
+    }
+
+    /// A server that is behind what has been seen either lags, and will catch up, or has been
+    /// restored from a backup: a quorum tells.
+    async fn check_not_restored(&self, from: Index) -> Result<()> {
+        let found = self
+            .driver
+            .fetch(
+                &self.watch.key,
+                Freshness::Linearizable,
+                self.driver.deadline(),
+            )
+            .await?;
+        if found.index().next() >= from {
+            return Ok(());
+        }
+        let text = format!(
+            "the server's index is {}, below {from}: restored from a backup?",
+            found.index()
+        );
+        Err(Error::new(ErrorKind::HistoryLost, text).seen_at(found.index()))
+    }
+}
+
+enum Successor {
+    /// It continues where the old one is: the old one can be dropped.
+    Seamless(Poll),
+    /// It begins now: the old one still covers what came before.
+    FromNow(Poll),
+}
+
+/// Whether the watch may go on after this.
+fn is_passing(error: &Error) -> bool {
+    error.is_transient() || error.is_ambiguous()
+}
+
+fn parse(body: &[u8]) -> Result<(Index, Option<Event>)> {
+    if body.trim_ascii().is_empty() {
+        let text = "the server ended the wait without an event";
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
+    let body: Body = serde_json::from_slice(body)
+        .map_err(|cause| super::error::unreadable(body, Access::Read, cause))?;
+    body.event()
+}
+
+fn broken(failure: Failure) -> Error {
+    let kind = match failure {
+        Failure { not_http: true, .. } => ErrorKind::Protocol,
+        Failure {
+            maybe_sent: false, ..
+        } => ErrorKind::Unreachable,
+        Failure { .. } => ErrorKind::Unavailable,
+    };
+    let error = Error::new(kind, failure.reason);
+    match failure.cause {
+        Some(cause) => error.caused_by(cause),
+        None => error,
+    }
+}

@@ -1,0 +1,291 @@
+//! Writes: each condition as etcd v2 can say it, and each request sent at most once unless
+//! repeating it is provably harmless.
+
+use bytes::Bytes;
+use http::Method;
+
+use super::driver::{Driver, Reply};
+use super::read::Found;
+use super::request::{Params, fitting, form, query, text};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key, Tag};
+use crate::runtime::Instant;
+use crate::store::{
+    Append, Appended, Condition, Delete, Deleted, Expiry, Freshness, Layout, Naming, Node, Put,
+    Withdraw, Withdrawn, Written,
+};
+use crate::transport::{Call, Repeat};
+
+/// How often a condition is looked at anew when a renewal by somebody else gets in between.
+const LOOKS: usize = 4;
+
+impl Driver {
+    pub(super) async fn put(&self, put: &Put) -> Result<Written> {
+        let deadline = self.deadline();
+        let value = text(&put.value)?;
+        let ttl = self.ttl_of(put.expiry)?;
+        let mut params = Params::new().with("value", value);
+        if let Some(ttl) = ttl {
+            params = params.number("ttl", ttl);
+        }
+        let attaching = match put.expiry {
+            Expiry::With(lease) => Some(self.leases.attaching(lease, &put.key, &put.value)),
+            _ => None,
+        };
+        let outcome = self.put_when(put, params, deadline).await;
+        if let Some(attaching) = attaching {
+            match &outcome {
+                Ok(written) => attaching.landed(written.node.modified),
+                Err(error) if error.is_ambiguous() => {}
+                Err(_) => attaching.refused(),
+            }
+        }
+        outcome
+    }
+
+    async fn put_when(&self, put: &Put, params: Params, deadline: Instant) -> Result<Written> {
+        let key = &put.key;
+        let make = |more: Params| form(Method::PUT, key, params.clone().and(&more));
+        let plain = match &put.when {
+            Condition::Any => Params::new(),
+            Condition::Absent => Params::new().with("prevExist", "false"),
+            Condition::Present => Params::new().flag("prevExist"),
+            Condition::Index(index) => Params::new().previous(None, Some(*index)),
+            Condition::Value(value) => {
+                return written(&self.compared(key, value, None, deadline, make).await?);
+            }
+            Condition::Both { value, index } => {
+                return written(
+                    self.compared(key, value, Some(*index), deadline, make)
+                        .await?,
+                );
+            }
+            Condition::Created(_) => return Err(no_created()),
+        };
+        let call = make(plain)?;
+        written(&self.write(&call, Repeat::NeverSent, deadline).await?)
+    }
+
+    pub(super) async fn append(&self, append: &Append) -> Result<Appended> {
+        match append.naming {
+            Naming::Tag => {
+                let key = append.dir.join(&append.tag.to_string())?;
+                let put = Put::new(key, append.body.clone(), append.expiry);
+                let written = self.put(&put.when(Condition::Absent)).await?;
+                Ok(Appended::new(written.node, None))
+            }
+            Naming::Ticket => self.post(append).await,
+        }
+    }
+
+    async fn post(&self, append: &Append) -> Result<Appended> {
+        let deadline = self.deadline();
+        let value = Layout::Numbered.ticket_value(append.tag, &append.body);
+        let mut params = Params::new().with("value", text(&value)?);
+        if let Some(ttl) = self.ttl_of(append.expiry)? {
+            params = params.number("ttl", ttl);
+        }
+        let call = form(Method::POST, &append.dir, params)?;
+        // A second POST would be a second ticket.
+        let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
+        let node = written(&reply)?.node;
+        if let Expiry::With(lease) = append.expiry {
+            let attaching = self.leases.attaching(lease, &node.key, &value);
+            attaching.landed(node.modified);
+        }
+        Ok(Appended::new(node, None))
+    }
+
+    pub(super) async fn delete(&self, delete: &Delete) -> Result<Deleted> {
+        let deadline = self.deadline();
+        if delete.recursive && delete.when != Condition::Any {
+            let text = "a recursive deletion takes no condition";
+            return Err(Error::new(ErrorKind::InvalidOptions, text));
+        }
+        let key = &delete.key;
+        let make = |params: Params| query(Method::DELETE, key, &params);
+        let plain = match &delete.when {
+            Condition::Any if delete.recursive => Params::new().flag("recursive"),
+            Condition::Any | Condition::Present => Params::new(),
+            Condition::Index(index) => Params::new().previous(None, Some(*index)),
+            Condition::Value(value) => {
+                let reply = self.compared(key, value, None, deadline, make).await?;
+                return Ok(deleted(&reply));
+            }
+            Condition::Both { value, index } => {
+                let reply = self
+                    .compared(key, value, Some(*index), deadline, make)
+                    .await?;
+                return Ok(deleted(&reply));
+            }
+            Condition::Absent => {
+                let text = "a deletion wants something to be there";
+                return Err(Error::new(ErrorKind::InvalidOptions, text));
+            }
+            Condition::Created(_) => return Err(no_created()),
+        };
+        let call = make(plain)?;
+        let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
+        Ok(deleted(&reply))
+    }
+
+    /// Sends a write on the condition that the node holds `value`, and was last modified at
+    /// `index` if one is given.
+    ///
+    /// An empty value cannot be sent as a condition, nor can one too long for a query: then the
+    /// node is read, compared here, and written on the condition of the index that was read. That
+    /// costs one linearizable read more, and another round whenever the node was refreshed in
+    /// between.
+    async fn compared(
+        &self,
+        key: &Key,
+        value: &Bytes,
+        index: Option<Index>,
+        deadline: Instant,
+        make: impl Fn(Params) -> Result<Call>,
+    ) -> Result<Reply> {
+        let said = Params::new().previous(Some(text(value)?), index);
+        let mut look = 1;
+        if !value.is_empty()
+            && let Some(call) = fitting(make(said))?
+        {
+            return self.write(&call, Repeat::NeverSent, deadline).await;
+        }
+        loop {
+            let pin = self.compare_here(key, value, index, deadline).await?;
+            let call = make(Params::new().previous(None, Some(pin)))?;
+            match self.write(&call, Repeat::NeverSent, deadline).await {
+                Err(error) if error.kind() == ErrorKind::ConditionFailed && look < LOOKS => {
+                    look += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The index of the node at `key`, if it is what the condition says.
+    async fn compare_here(
+        &self,
+        key: &Key,
+        value: &Bytes,
+        index: Option<Index>,
+        deadline: Instant,
+    ) -> Result<Index> {
+        let Some(node) = self.look(key, deadline).await? else {
+            return Err(Error::new(ErrorKind::NotFound, "key not found"));
+        };
+        let failed = |kind, text: &'static str| Err(Error::new(kind, text).seen_at(node.modified));
+        if node.is_dir {
+            return failed(ErrorKind::NotAFile, "this is a directory");
+        }
+        if node.value != *value {
+            return failed(ErrorKind::ConditionFailed, "it holds another value");
+        }
+        if index.is_some_and(|index| index != node.modified) {
+            return failed(ErrorKind::ConditionFailed, "it was modified since");
+        }
+        Ok(node.modified)
+    }
+
+    pub(super) async fn withdraw(&self, withdraw: &Withdraw) -> Result<Withdrawn> {
+        let deadline = self.deadline();
+        let known = withdraw.node.is_some();
+        if withdraw.naming == Naming::Tag {
+            let key = withdraw.dir.join(&withdraw.tag.to_string())?;
+            let call = query(Method::DELETE, &key, &Params::new())?;
+            // The name is the tag: nobody else's node can be there.
+            return match self.write(&call, Repeat::Harmless, deadline).await {
+                Ok(reply) => Ok(Withdrawn::new(deleted(&reply).index, true, true)),
+                Err(error) => absent(error, known),
+            };
+        }
+        let mut node = withdraw.node.clone();
+        for _ in 0..LOOKS {
+            let ticket = match node.take() {
+                Some(ticket) => ticket,
+                None => match self.ticket(&withdraw.dir, withdraw.tag, deadline).await? {
+                    (_, Some(ticket)) => ticket,
+                    (index, None) => return Ok(Withdrawn::new(index, false, known)),
+                },
+            };
+            let by_value = Params::new().previous(Some(text(&ticket.value)?), None);
+            let by_index = Params::new().previous(None, Some(ticket.modified));
+            let call = match fitting(query(Method::DELETE, &ticket.key, &by_value))? {
+                Some(call) => call,
+                None => query(Method::DELETE, &ticket.key, &by_index)?,
+            };
+            // Repeating is harmless: a value that begins with our tag was written by nobody else,
+            // and is never written twice.
+            match self.write(&call, Repeat::Harmless, deadline).await {
+                Ok(reply) => return Ok(Withdrawn::new(deleted(&reply).index, true, true)),
+                Err(error) if error.kind() == ErrorKind::ConditionFailed => {}
+                Err(error) => return absent(error, true),
+            }
+            // It says something else by now. If that still begins with our tag it is ours (a
+            // proclamation, a refresh): the next round finds it by the tag.
+        }
+        let text = "the node kept changing while it was being withdrawn";
+        Err(Error::new(ErrorKind::Unavailable, text))
+    }
+
+    /// The ticket with this tag in this line.
+    async fn ticket(
+        &self,
+        dir: &Key,
+        tag: Tag,
+        deadline: Instant,
+    ) -> Result<(Index, Option<Node>)> {
+        let reply = match self.fetch(dir, Freshness::Linearizable, deadline).await? {
+            Found::Nothing(index) => return Ok((index, None)),
+            Found::Reply(reply) => reply,
+        };
+        let mut nodes = reply.body.node.nodes.iter();
+        let found = nodes.find_map(|raw| {
+            let node = raw.node(reply.index)?;
+            let ticket = Layout::Numbered.ticket(dir, &node)?;
+            (ticket.tag == Some(tag)).then_some(node)
+        });
+        Ok((reply.index, found))
+    }
+
+    /// The whole seconds that an expiry is asked for with.
+    fn ttl_of(&self, expiry: Expiry) -> Result<Option<u64>> {
+        Ok(match expiry {
+            Expiry::Never => None,
+            Expiry::After(ttl) => Some(ttl.whole_secs()),
+            Expiry::With(lease) => Some(self.leases.ttl(lease)?.whole_secs()),
+        })
+    }
+}
+
+fn written(reply: &Reply) -> Result<Written> {
+    let previous = reply.body.previous.as_ref();
+    let previous = previous.and_then(|it| it.node(reply.index));
+    let node = reply.body.node.node(reply.index).ok_or_else(|| {
+        let text = "the write was acknowledged for a key that breaks the rules of keys";
+        Error::new(ErrorKind::Protocol, text).on(&*reply.server)
+    })?;
+    Ok(Written::new(node, previous))
+}
+
+fn deleted(reply: &Reply) -> Deleted {
+    let node = reply.body.node.node(reply.index);
+    let index = node.map_or(reply.index, |it| it.modified);
+    let previous = reply.body.previous.as_ref();
+    Deleted::new(index, previous.and_then(|it| it.node(reply.index)))
+}
+
+/// The answer to a withdrawal that found nothing.
+fn absent(error: Error, settled: bool) -> Result<Withdrawn> {
+    match (error.kind(), error.index()) {
+        (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(index)) => {
+            Ok(Withdrawn::new(index, false, settled))
+        }
+        _ => Err(error),
+    }
+}
+
+fn no_created() -> Error {
+    let text = "etcd v2 cannot compare the index of creation: compare the last modification";
+    Error::new(ErrorKind::Unsupported, text)
+}

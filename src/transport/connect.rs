@@ -1,0 +1,122 @@
+//! The dialer as hyper's pool wants it, with TLS on top where an endpoint asks for it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tower_service::Service;
+
+use super::dial::{Dial, Io};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Adapts a [`Dial`].
+#[derive(Clone, Debug)]
+pub(super) struct Dialer(pub(super) Arc<dyn Dial>);
+
+impl Service<Uri> for Dialer {
+    type Response = Link;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Link>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let dialing = self.0.dial(host, uri.port_u16().unwrap_or_default());
+        Box::pin(async move { Ok(Link(TokioIo::new(dialing.await?))) })
+    }
+}
+
+/// A connection that a [`Dial`] made.
+pub(super) struct Link(TokioIo<Box<dyn Io>>);
+
+impl Connection for Link {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl hyper::rt::Read for Link {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl hyper::rt::Write for Link {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+pub(super) type Connector = Dialer;
+
+/// Makes the connector; `https` says whether any endpoint needs TLS.
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
+    if https {
+        let detail = "an https:// endpoint needs the feature `tls-ring` or `tls-aws-lc`";
+        return Err(Error::new(ErrorKind::InvalidOptions, detail));
+    }
+    Ok(dialer)
+}
+
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+pub(super) type Connector = hyper_rustls::HttpsConnector<Dialer>;
+
+/// Makes the connector; `https` says whether any endpoint needs TLS.
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
+    use hyper_rustls::ConfigBuilderExt;
+    use rustls::{ClientConfig, RootCertStore};
+
+    // Always passed explicitly: with both providers in one dependency graph rustls cannot choose
+    // and panics.
+    #[cfg(feature = "tls-aws-lc")]
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    #[cfg(not(feature = "tls-aws-lc"))]
+    let provider = rustls::crypto::ring::default_provider();
+
+    let invalid = |what: &'static str| Error::new(ErrorKind::InvalidOptions, what);
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| invalid("TLS cannot be set up").caused_by(cause))?;
+    let config = if https {
+        builder
+            .with_native_roots()
+            .map_err(|cause| {
+                invalid("the system's root certificates cannot be read").caused_by(cause)
+            })?
+            .with_no_client_auth()
+    } else {
+        // Reading the system's certificates costs milliseconds that plain HTTP need not pay.
+        builder
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth()
+    };
+    Ok((dialer, config).into())
+}

@@ -1,0 +1,271 @@
+//! One request to one server, and the question that decides everything after a failure: was it
+//! sent?
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::connect::{Connector, Dialer, connector};
+use super::dial::Dial;
+use super::endpoint::Endpoint;
+use crate::error::Result;
+use crate::runtime::{Clock, Instant};
+
+/// The largest body that is read.
+const BODY_LIMIT: usize = 64 << 20;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    /// Path and query, already escaped.
+    pub(crate) target: String,
+    /// A form, already encoded.
+    pub(crate) form: Option<Bytes>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// Who answered.
+    pub(crate) server: Arc<str>,
+}
+
+/// An answer whose body is still to come. Dropping it closes the connection, and with that ends
+/// the wait at the server.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) server: Arc<str>,
+    /// The number of the endpoint that answered.
+    pub(crate) endpoint: usize,
+    body: Incoming,
+    read: BytesMut,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Whether the server may have seen the request. If not, nothing can have happened.
+    pub(crate) maybe_sent: bool,
+    /// Whether something answered that does not speak HTTP.
+    pub(crate) not_http: bool,
+    pub(crate) reason: String,
+    pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// Pooled connections to all endpoints.
+pub(super) struct Exchange {
+    client: Client<Connector, Full<Bytes>>,
+    authorization: Option<HeaderValue>,
+    clock: Clock,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        dialer: Arc<dyn Dial>,
+        https: bool,
+        authorization: Option<HeaderValue>,
+        clock: Clock,
+        idle: (Duration, usize),
+    ) -> Result<Self> {
+        let connector = connector(Dialer(dialer), https)?;
+        // hyper's own retry stays on: it only repeats what provably was never written.
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(idle.0)
+            .pool_max_idle_per_host(idle.1)
+            .build(connector);
+        Ok(Self {
+            client,
+            authorization,
+            clock,
+        })
+    }
+
+    /// Sends the request and reads the head of the answer, until `until` at the latest.
+    pub(super) async fn open(
+        &self,
+        call: &Call,
+        endpoint: (usize, &Endpoint),
+        until: Instant,
+    ) -> Result<Opened, Failure> {
+        let (number, endpoint) = endpoint;
+        let mut request = self.request(call, endpoint)?;
+        let connection = capture_connection(&mut request);
+        let started = self.clock.now();
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.client.request(request) => outcome,
+            () = self.clock.sleep_until(until) => {
+                // Without a connection not a byte can have left, and dropping the request makes
+                // sure that none will.
+                let maybe_sent = connection.connection_metadata().is_some();
+                let took = until.since(started);
+                let what = if maybe_sent { "answer" } else { "connection" };
+                return Err(Failure::new(maybe_sent, format!("no {what} within {took:?}")));
+            }
+        };
+        let answer = outcome.map_err(|error| Failure::of(error, &connection))?;
+        let (head, body) = answer.into_parts();
+        Ok(Opened {
+            status: head.status,
+            headers: head.headers,
+            server: endpoint.origin.clone(),
+            endpoint: number,
+            body,
+            read: BytesMut::new(),
+        })
+    }
+
+    /// Sends the request and reads the whole answer, until `until` at the latest.
+    pub(super) async fn whole(
+        &self,
+        call: &Call,
+        endpoint: (usize, &Endpoint),
+        until: Instant,
+    ) -> Result<Answer, Failure> {
+        let mut opened = self.open(call, endpoint, until).await?;
+        let body = tokio::select! {
+            biased;
+            body = opened.end() => body?,
+            () = self.clock.sleep_until(until) => {
+                return Err(Failure::new(true, "the answer stopped half-way".into()));
+            }
+        };
+        let Opened {
+            status,
+            headers,
+            server,
+            ..
+        } = opened;
+        Ok(Answer {
+            status,
+            headers,
+            body,
+            server,
+        })
+    }
+
+    fn request(&self, call: &Call, endpoint: &Endpoint) -> Result<Request<Full<Bytes>>, Failure> {
+        let failed = |error: http::Error| Failure {
+            cause: Some(error.into()),
+            ..Failure::new(false, "the request cannot be built".into())
+        };
+        let uri = Uri::builder()
+            .scheme(endpoint.scheme.clone())
+            .authority(endpoint.authority.clone())
+            .path_and_query(call.target.as_str())
+            .build()
+            .map_err(failed)?;
+        let mut request = Request::builder().method(call.method.clone()).uri(uri);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if call.form.is_some() {
+            let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+            request = request.header(header::CONTENT_TYPE, form);
+        }
+        request
+            .body(Full::new(call.form.clone().unwrap_or_default()))
+            .map_err(failed)
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
+impl Opened {
+    /// The rest of the body, once it has come to its proper end. A body that is cut short is an
+    /// error.
+    ///
+    /// Cancel safe: what was read stays read.
+    pub(crate) async fn end(&mut self) -> Result<Bytes, Failure> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|error| Failure {
+                cause: Some(error.into()),
+                ..Failure::new(true, "the answer was cut short".into())
+            })?;
+            if let Some(data) = frame.data_ref() {
+                if self.read.len() + data.len() > BODY_LIMIT {
+                    let reason = "the answer is larger than 64 MiB".into();
+                    return Err(Failure::new(true, reason));
+                }
+                self.read.extend_from_slice(data);
+            }
+        }
+        Ok(self.read.split().freeze())
+    }
+}
+
+impl Failure {
+    pub(super) fn new(maybe_sent: bool, reason: String) -> Self {
+        Self {
+            maybe_sent,
+            not_http: false,
+            reason,
+            cause: None,
+        }
+    }
+
+    fn of(
+        error: hyper_util::client::legacy::Error,
+        connection: &hyper_util::client::legacy::connect::CaptureConnection,
+    ) -> Self {
+        let maybe_sent = !error.is_connect() && connection.connection_metadata().is_some();
+        let not_http = innermost_hyper(&error).is_some_and(hyper::Error::is_parse);
+        let reason = if not_http {
+            "the answer is not HTTP".to_owned()
+        } else {
+            let what = if maybe_sent {
+                "no answer"
+            } else {
+                "no connection"
+            };
+            format!("{what} ({})", root_cause(&error))
+        };
+        Self {
+            maybe_sent,
+            not_http,
+            reason,
+            cause: Some(error.into()),
+        }
+    }
+}
+
+/// hyper's own error inside the pool's.
+fn innermost_hyper<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a hyper::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref() {
+            return Some(error);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The last link of the chain: `Connection refused` rather than `client error (Connect)`.
+fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}

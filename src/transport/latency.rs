@@ -1,0 +1,83 @@
+//! How long answers take: what is normal decides what is too long.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How many recent answers count.
+const WINDOW: usize = 128;
+/// How many answers until the percentile is computed anew.
+const REFRESH: usize = 16;
+
+/// The recent successes.
+#[derive(Debug, Default)]
+pub(crate) struct Latency(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    recent: Vec<Duration>,
+    next: usize,
+    p99: Option<Duration>,
+}
+
+impl Latency {
+    /// Remembers how long an answer took.
+    pub(crate) fn record(&self, took: Duration) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = inner.next % WINDOW;
+        match inner.recent.get_mut(slot) {
+            Some(old) => *old = took,
+            None => inner.recent.push(took),
+        }
+        inner.next = inner.next.wrapping_add(1);
+        if inner.p99.is_none() || inner.next.is_multiple_of(REFRESH) {
+            let mut sorted = inner.recent.clone();
+            sorted.sort_unstable();
+            inner.p99 = sorted.get((sorted.len() * 99).div_ceil(100) - 1).copied();
+        }
+    }
+
+    /// What 99 of 100 recent answers did not exceed; zero before the first.
+    pub(crate) fn p99(&self) -> Duration {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.p99.unwrap_or_default()
+    }
+
+    /// How long to wait for one attempt of an operation that may take `whole`: four times what
+    /// is normal and at least a second, but at most a third of the whole, so that two more
+    /// servers can be asked.
+    pub(crate) fn attempt(&self, whole: Duration) -> Duration {
+        let patient = (self.p99() * 4).max(Duration::from_secs(1));
+        patient.min(whole / 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_gets_four_times_the_normal_within_its_bounds() {
+        let latency = Latency::default();
+        let whole = Duration::from_secs(60);
+        assert_eq!(latency.attempt(whole), Duration::from_secs(1));
+        for _ in 0..WINDOW {
+            latency.record(Duration::from_millis(500));
+        }
+        assert_eq!(latency.attempt(whole), Duration::from_secs(2));
+        assert_eq!(
+            latency.attempt(Duration::from_secs(3)),
+            Duration::from_secs(1)
+        );
+    }
+
+    #[test]
+    fn old_answers_are_forgotten() {
+        let latency = Latency::default();
+        latency.record(Duration::from_secs(9));
+        assert_eq!(latency.p99(), Duration::from_secs(9));
+        for _ in 0..WINDOW {
+            latency.record(Duration::from_millis(1));
+        }
+        assert_eq!(latency.p99(), Duration::from_millis(1));
+    }
+}
