@@ -52,18 +52,19 @@ impl Driver {
             Condition::Present => Params::new().flag("prevExist"),
             Condition::Index(index) => Params::new().previous(None, Some(*index)),
             Condition::Value(value) => {
-                return written(&self.compared(key, value, None, deadline, make).await?);
+                let reply = self.compared(key, value, None, deadline, make).await?;
+                return written(&reply);
             }
             Condition::Both { value, index } => {
-                return written(
-                    self.compared(key, value, Some(*index), deadline, make)
-                        .await?,
-                );
+                let index = Some(*index);
+                let reply = self.compared(key, value, index, deadline, make).await?;
+                return written(&reply);
             }
             Condition::Created(_) => return Err(no_created()),
         };
         let call = make(plain)?;
-        written(&self.write(&call, Repeat::NeverSent, deadline).await?)
+        let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
+        written(&reply)
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<Appended> {

@@ -1,0 +1,247 @@
+//! A real etcd for tests: one member with the v2 API on free loopback ports, gone when dropped.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// How long a member may take to become healthy. Only a broken one takes it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A member, running or stopped.
+#[derive(Debug)]
+pub struct Etcd {
+    child: Option<Child>,
+    options: Options,
+    client: u16,
+    peer: u16,
+    data: PathBuf,
+}
+
+/// How a member is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether the v2 API is on. Default: yes.
+    pub v2: bool,
+    /// Election after 100 ms and heartbeats every 10 ms instead of etcd's own 1 s and 100 ms: ten
+    /// times faster to start. Default: yes.
+    pub quick: bool,
+    /// More arguments.
+    pub args: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            v2: true,
+            quick: true,
+            args: Vec::new(),
+        }
+    }
+}
+
+impl Etcd {
+    /// Starts a member with the v2 API and waits until it is healthy.
+    pub fn start() -> Self {
+        Self::start_with(Options::default())
+    }
+
+    /// Starts a member and waits until it is healthy.
+    ///
+    /// # Panics
+    /// Without an etcd binary, or when it does not become healthy.
+    pub fn start_with(options: Options) -> Self {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        for _ in 0..10 {
+            let number = STARTED.fetch_add(1, Ordering::Relaxed);
+            let name = format!("tenure-etcd-{}-{number}", std::process::id());
+            let data = std::env::temp_dir().join(name);
+            let [client, peer] = free_ports();
+            let mut etcd = Self {
+                child: None,
+                options: options.clone(),
+                client,
+                peer,
+                data,
+            };
+            // The ports were free a moment ago. If somebody was quicker, etcd ends at once.
+            if etcd.launch() {
+                return etcd;
+            }
+        }
+        panic!("etcd does not start: ten pairs of ports were taken");
+    }
+
+    /// `http://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+
+    /// The port for clients.
+    pub fn client_port(&self) -> u16 {
+        self.client
+    }
+
+    /// Kills it. The data stays.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills it if it runs, starts it on the same ports and data, and waits until it is healthy.
+    pub fn restart(&mut self) {
+        self.stop();
+        assert!(self.launch(), "etcd does not start again on {}", self.url());
+    }
+
+    /// Kills it, throws its data away and starts it on the same ports: another cluster, with
+    /// another id and small indexes.
+    pub fn rebuild(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.data);
+        // A cluster's id is made of its name and its members' peer addresses.
+        self.peer = free_ports::<1>()[0];
+        assert!(self.launch(), "etcd does not start anew on {}", self.url());
+    }
+
+    /// Stops it from running, as a machine that hangs.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it run on.
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    /// A GET of `path`: the status and the body.
+    pub fn http(&self, path: &str) -> std::io::Result<(u16, String)> {
+        self.request("GET", path, "")
+    }
+
+    /// A request with a form: the status and the body.
+    pub fn request(&self, method: &str, path: &str, form: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.client))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: test\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n\
+             Content-Length: {}\r\n\r\n{form}",
+            form.len()
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+        Ok((status.unwrap_or(0), body.to_owned()))
+    }
+
+    /// The value of one of its counters, summed over the labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, body) = self.http("/metrics").expect("metrics");
+        body.lines()
+            .filter(|line| {
+                let rest = line.strip_prefix(name);
+                rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// What it has done so far.
+    pub fn metrics(&self) -> Metrics {
+        Metrics {
+            proposals: self.metric("etcd_server_proposals_applied_total") as u64,
+            http_requests: self.metric("etcd_http_received_total") as u64,
+        }
+    }
+
+    /// Starts the process and waits. False when it ended by itself.
+    fn launch(&mut self) -> bool {
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "one", "--data-dir"])
+            .arg(&self.data)
+            .args(["--listen-client-urls", &client])
+            .args(["--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--logger", "zap", "--log-level", "panic"])
+            .args(&self.options.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if self.options.v2 {
+            command.arg("--enable-v2");
+        }
+        if self.options.quick {
+            command.args(["--election-timeout", "100", "--heartbeat-interval", "10"]);
+        }
+        let child = command.spawn().unwrap_or_else(|error| {
+            panic!("no etcd here ({error}): run ./scripts/test, which fetches what the tests need")
+        });
+        self.child = Some(child);
+        self.wait_until_healthy()
+    }
+
+    fn wait_until_healthy(&mut self) -> bool {
+        for _ in 0..(PATIENCE.as_millis() / POLL.as_millis()) {
+            let ended = self
+                .child
+                .as_mut()
+                .is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            if ended {
+                self.child = None;
+                return false;
+            }
+            if let Ok((200, body)) = self.http("/health")
+                && body.contains("true")
+            {
+                return true;
+            }
+            sleep(POLL);
+        }
+        panic!("etcd on {} is not healthy after {PATIENCE:?}", self.url());
+    }
+
+    fn signal(&self, signal: &str) {
+        let child = self.child.as_ref().expect("etcd runs");
+        let status = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(status.is_ok_and(|it| it.success()), "kill {signal}");
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.data);
+    }
+}
+
+/// What a member has done since it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Entries of the log that were applied: what writes and quorum reads cost.
+    pub proposals: u64,
+    /// Requests to the v2 API.
+    pub http_requests: u64,
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners: [TcpListener; N] =
+        std::array::from_fn(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
+    listeners.map(|it| it.local_addr().expect("an address").port())
+}
