@@ -1,0 +1,59 @@
+//! A real etcd keeps every promise through its v2 API, also behind a prefix and behind a proxy.
+#![cfg(feature = "etcd2")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::etcd::Etcd;
+use common::proxy::{Match, Proxy};
+use tenure::etcd2::Etcd2;
+use tenure::runtime::Clock;
+use tenure::store::Prefixed;
+use tenure::{Key, Store, conformance};
+
+/// As long as the whole suite may take on one server.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn conforms(store: impl Store, under: &Key) {
+    let clock = Clock::boot();
+    let began = clock.now();
+    let report = conformance::run(Arc::new(store), under).await;
+    let took = clock.now().since(began);
+    println!("{} checks in {took:?}", report.passed().count());
+    assert_eq!(
+        report.passed().count(),
+        conformance::all().count(),
+        "{report}"
+    );
+    assert!(took < PATIENCE, "the suite took {took:?}");
+}
+
+#[tokio::test]
+async fn etcd_conforms() {
+    let etcd = Etcd::start();
+    conforms(Etcd2::new(etcd.url()).unwrap(), &Key::root()).await;
+}
+
+#[tokio::test]
+async fn etcd_behind_a_prefix_conforms() {
+    let etcd = Etcd::start();
+    let prefix = Key::new("/_team/a store").unwrap();
+    let store = Prefixed::new(Etcd2::new(etcd.url()).unwrap(), prefix);
+    conforms(store, &Key::new("/_conformance").unwrap()).await;
+}
+
+#[tokio::test]
+async fn etcd_behind_a_proxy_conforms() {
+    let etcd = Etcd::start();
+    let upstream = SocketAddr::from(([127, 0, 0, 1], etcd.client_port()));
+    let proxy = Proxy::start(upstream).await.unwrap();
+    conforms(Etcd2::new(proxy.url()).unwrap(), &Key::root()).await;
+    assert!(
+        proxy.count(&Match::path("wait=true")) > 0,
+        "watches went through it"
+    );
+}
