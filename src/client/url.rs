@@ -35,7 +35,7 @@ async fn open_etcd2(place: &Place, tls: bool, runtime: &Runtime) -> Result<Arc<d
         .collect();
     let mut builder = crate::etcd2::Etcd2::builder(endpoints.join(",")).runtime(runtime.clone());
     if let Some(User { name, password }) = &place.user {
-        builder = builder.credentials(name, password);
+        builder = builder.user(name, password);
     }
     let store = builder.build()?;
     store.probe().await?;
