@@ -45,6 +45,7 @@ bugs! {
     ResetsCreated => "a_conditional_update_keeps_the_created_index",
     TellsAWrongPrevious => "the_previous_node_is_told_rightly_or_not_at_all",
     SameValueIsNoWrite => "every_mutation_has_an_index_of_its_own",
+    NamesNoKey => "a_refusal_names_the_operation_and_the_key",
     WritesOverDirectories => "a_write_never_lands_on_a_directory_or_below_a_file",
     // Time.
     ReadsExpired => "a_key_lives_as_long_as_it_was_given",

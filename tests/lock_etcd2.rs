@@ -17,7 +17,16 @@ async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
     let url = server.url();
     let open = move || -> Arc<dyn tenure::Store> { Arc::new(Etcd2::new(&url).unwrap()) };
-    (suite::World { open: Box::new(open), runtime: Runtime::default() }, server)
+    (
+        suite::World {
+            open: Box::new(open),
+            runtime: Runtime::default(),
+        },
+        server,
+    )
 }
 
-lock_suite!(tokio::test(flavor = "multi_thread", worker_threads = 2), world());
+lock_suite!(
+    tokio::test(flavor = "multi_thread", worker_threads = 2),
+    world()
+);

@@ -22,7 +22,9 @@ const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "TENURE_WORKER_URL";
 
 fn client(url: &str) -> Client {
-    Client::builder(Etcd2::new(url).unwrap()).ttl(Ttl::new(TTL).unwrap()).build()
+    Client::builder(Etcd2::new(url).unwrap())
+        .ttl(Ttl::new(TTL).unwrap())
+        .build()
 }
 
 async fn acquire(client: &Client) -> LockGuard {
@@ -30,12 +32,20 @@ async fn acquire(client: &Client) -> LockGuard {
 }
 
 async fn line_length(client: &Client) -> usize {
-    client.store().children(&Key::new("/_locks/a").unwrap()).await.unwrap().len()
+    client
+        .store()
+        .children(&Key::new("/_locks/a").unwrap())
+        .await
+        .unwrap()
+        .len()
 }
 
 /// Milliseconds on the clock that all processes of this machine share.
 fn boot_millis() -> u128 {
-    Clock::boot().now().since(tenure::runtime::Instant::new(Duration::ZERO)).as_millis()
+    Clock::boot()
+        .now()
+        .since(tenure::runtime::Instant::new(Duration::ZERO))
+        .as_millis()
 }
 
 fn say(text: std::fmt::Arguments<'_>) {
@@ -91,7 +101,11 @@ struct Worker {
 impl Worker {
     fn start(url: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "a_worker_acts_while_it_holds_and_says_when_it_is_lost"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "a_worker_acts_while_it_holds_and_says_when_it_is_lost",
+            ])
             .env(URL, url)
             .stdout(Stdio::piped())
             .spawn()
@@ -122,7 +136,13 @@ impl Worker {
 
     fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -144,16 +164,24 @@ async fn a_stopped_holder_knows_that_it_lost_before_it_does_anything_else() {
     let stopped = boot_millis();
     let guard = acquire(&next).await;
     let taken = boot_millis();
-    assert!(taken - stopped <= (TTL + SWEEP).as_millis(), "{} ms", taken - stopped);
+    assert!(
+        taken - stopped <= (TTL + SWEEP).as_millis(),
+        "{} ms",
+        taken - stopped
+    );
     assert!(u128::from(guard.token()) > token);
     let clock = Clock::boot();
-    clock.sleep((TTL * 2).saturating_sub(Duration::from_millis((taken - stopped) as u64))).await;
+    clock
+        .sleep((TTL * 2).saturating_sub(Duration::from_millis((taken - stopped) as u64)))
+        .await;
     let resumed = boot_millis();
     worker.signal("-CONT");
     // Everything that it did, it did before it was stopped.
     let lost = loop {
         match worker.hear() {
-            (word, at) if word == "acts" => assert!(at <= stopped + 5, "acted at {at}, stopped at {stopped}"),
+            (word, at) if word == "acts" => {
+                assert!(at <= stopped + 5, "acted at {at}, stopped at {stopped}")
+            }
             (word, at) if word == "lost" => break at,
             (word, _) => panic!("{word}?"),
         }
@@ -230,18 +258,27 @@ async fn when_the_server_stays_away_all_learn_it_in_time_and_nobody_hangs() {
     server.stop();
     let clock = Clock::boot();
     let away = clock.now();
-    let loss = tokio::time::timeout(TTL, guard.lost()).await.expect("lost within a TTL");
+    let loss = tokio::time::timeout(TTL, guard.lost())
+        .await
+        .expect("lost within a TTL");
     assert_eq!(loss, Loss::Expired);
-    let outcome = tokio::time::timeout(TTL, waiter).await.expect("told within a TTL").unwrap();
+    let outcome = tokio::time::timeout(TTL, waiter)
+        .await
+        .expect("told within a TTL")
+        .unwrap();
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     assert!(clock.now().since(away) <= TTL + TTL / 3);
-    let release = tokio::time::timeout(TTL, guard.release()).await.expect("no hang");
+    let release = tokio::time::timeout(TTL, guard.release())
+        .await
+        .expect("no hang");
     assert_eq!(release.unwrap_err().kind(), ErrorKind::Lost);
     let error = a.lock("a").acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
     server.restart();
     acquire(&a).await.release().await.unwrap();
     acquire(&b).await.release().await.unwrap();
-    tokio::time::timeout(LONG, async { tokio::join!(a.idle(), b.idle()) }).await.unwrap();
+    tokio::time::timeout(LONG, async { tokio::join!(a.idle(), b.idle()) })
+        .await
+        .unwrap();
     assert_eq!(line_length(&a).await, 0);
 }

@@ -65,14 +65,19 @@ async fn an_index_too_old_is_history_lost_or_all_is_told(on: Subject) -> Checked
 }
 
 async fn an_idle_watch_outlives_what_others_write(on: Subject) -> Checked {
-    let mut node = on.follow(Watch::node(on.key("k")?)).await?;
-    let mut tree = on.follow(Watch::tree(on.key("t")?)).await?;
-    for _ in 0..2 {
-        flood(&on).await?;
-        let written = on.write("k", "x").await?;
-        node.sees_put(&written.node).await?;
-        let written = on.write("t/k", "x").await?;
-        tree.sees_put(&written.node).await?;
+    for watch in [Watch::node(on.key("t/k")?), Watch::tree(on.key("t")?)] {
+        let mut watch = on.follow(watch).await?;
+        for round in 0..2 {
+            // It is read all the while: one that is not may lose what it does not take.
+            let write = async {
+                flood(&on).await?;
+                on.write("t/k", &round.to_string()).await
+            };
+            let (written, event) = futures_util::try_join!(write, watch.event())?;
+            let told = (event.index, event.change);
+            let wanted = (written.index(), Change::Put(written.node));
+            ensure_eq!(told, wanted, "the write after the flood");
+        }
     }
     Ok(())
 }

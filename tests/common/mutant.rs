@@ -206,7 +206,10 @@ impl Store for Mutant {
             _ => {}
         }
         let expires = put.expiry != Expiry::Never;
-        let mut written = self.store.put(put).await?;
+        let mut written = match self.store.put(put).await {
+            Err(error) if self.has(Bug::NamesNoKey) => return Err(error.relocate(None)),
+            answer => answer?,
+        };
         if self.has(Bug::ReadsExpired) && expires {
             let node = written.node.clone();
             self.memory().nodes.insert(node.key.clone(), node);
