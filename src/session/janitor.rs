@@ -142,8 +142,10 @@ async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book)
     // linearizable read, so these are further apart.
     let (mut pause, most) = (Duration::from_millis(25), Duration::from_secs(2));
     loop {
+        let over = runtime.clock.has_passed(chore.until);
         match store.withdraw(chore.withdraw.clone()).await {
-            Ok(withdrawn) if withdrawn.settled => {
+            Ok(withdrawn) if withdrawn.settled || over => {
+                // Not settled, but nobody refreshes it: had it come, it would be over by now.
                 (chore.done)(withdrawn.index);
                 return book.close();
             }
@@ -151,13 +153,19 @@ async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book)
             Err(error) => {
                 let Withdraw { dir, tag, .. } = &chore.withdraw;
                 tracing::debug!(target: "tenure::janitor", %dir, %tag, %error, "withdrawal failed");
+                if over {
+                    return book.forget(&chore);
+                }
             }
         }
-        if runtime.clock.has_passed(chore.until) {
-            // Nobody refreshes it: the store has ended it by now, or will as soon as it can.
-            return book.forget(&chore);
-        }
-        runtime.clock.sleep(runtime.entropy.jitter(pause)).await;
+        let left = chore
+            .until
+            .since(runtime.clock.now())
+            .max(Duration::from_millis(1));
+        runtime
+            .clock
+            .sleep(runtime.entropy.jitter(pause).min(left))
+            .await;
         pause = (pause * 2).min(most);
     }
 }
