@@ -19,6 +19,7 @@ checks![
     a_read_of_any_age_is_a_state_that_was,
     a_keys_only_read_is_the_same_list,
     pages_add_up_to_the_list,
+    a_dropped_call_disturbs_no_other,
     an_about_never_changes,
 ];
 
@@ -243,6 +244,41 @@ async fn pages_add_up_to_the_list(on: Subject) -> Checked {
         }
         ensure_eq!(names(&nodes), names(&whole), "pages of {limit}");
     }
+    Ok(())
+}
+
+async fn a_dropped_call_disturbs_no_other(on: Subject) -> Checked {
+    for name in ["a", "b"] {
+        on.write(name, name).await?;
+    }
+    for polls in 0..20 {
+        // Dropped after so many turns of the runtime: unsent, half sent, or half answered.
+        let turns = async {
+            for _ in 0..polls {
+                tokio::task::yield_now().await;
+            }
+        };
+        let (read, write) = (on.read("a"), on.write("c", "dropped"));
+        tokio::select! {
+            biased;
+            () = turns => {}
+            _ = async { futures_util::join!(read, write) } => {}
+        }
+        let read = on.text("b").await?;
+        ensure_eq!(read.as_deref(), Some("b"), "a read after a dropped one");
+        let written = on.write("d", &polls.to_string()).await?;
+        ensure_eq!(
+            written.node.text(),
+            Some(&*polls.to_string()),
+            "a write after a dropped one"
+        );
+        ensure_eq!(on.read("d").await?, Some(written.node), "and it is read");
+    }
+    let dropped = on.text("c").await?;
+    ensure!(
+        dropped.is_none_or(|text| text == "dropped"),
+        "a dropped write wrote something else"
+    );
     Ok(())
 }
 
