@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod common;
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/proxy.rs"]
+mod proxy;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::etcd::Etcd;
-use common::proxy::{Match, Proxy};
+use proxy::{Match, Proxy};
 use tenure::etcd2::Etcd2;
 use tenure::store::Prefixed;
 use tenure::{Key, Store, conformance};

@@ -2,13 +2,15 @@
 //! what it was asked for and answers with it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-mod common;
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/proxy.rs"]
+mod proxy;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::proxy::{Client, Fault, Match, Proxy};
+use proxy::{Client, Fault, Match, Proxy};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
