@@ -117,16 +117,17 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
 }
 
 fn together() -> impl Iterator<Item = &'static Check> {
+    // Those that wait longest begin first.
     let tables = [
+        leases::CHECKS,
+        expiry::CHECKS,
+        watches::CHECKS,
+        appends::CHECKS,
+        withdrawals::CHECKS,
         reads::CHECKS,
         keys::CHECKS,
         writes::CHECKS,
-        expiry::CHECKS,
-        appends::CHECKS,
-        withdrawals::CHECKS,
         deletes::CHECKS,
-        watches::CHECKS,
-        leases::CHECKS,
         commits::CHECKS,
     ];
     tables.into_iter().flatten()
@@ -153,11 +154,11 @@ pub async fn run(store: Arc<dyn Store>, under: &Key) -> Report {
         };
         (check.name, outcome)
     };
-    let mut outcomes = stream::iter(together()).map(one).buffered(AT_ONCE);
-    while let Some(outcome) = outcomes.next().await {
-        report.outcomes.push(outcome);
-    }
-    drop(outcomes);
+    let numbered = async |(number, check)| (number, one(check).await);
+    let checks = stream::iter(together().enumerate()).map(numbered);
+    let mut outcomes: Vec<_> = checks.buffer_unordered(AT_ONCE).collect().await;
+    outcomes.sort_by_key(|(number, _)| *number);
+    report.outcomes = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
     for check in history::CHECKS {
         report.outcomes.push(one(check).await);
     }
