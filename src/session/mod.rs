@@ -131,7 +131,8 @@ impl Session {
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
-        tasks.spawn(driver::drive(core.clone()));
+        core.runtime
+            .spawn_steady(tasks, driver::drive(core.clone()));
         Self {
             core,
             _alive: alive,
