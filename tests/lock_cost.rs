@@ -125,7 +125,7 @@ async fn contend(server: &Etcd, clients: &[Client]) -> Cost {
         done.unwrap();
     }
     let cost = meter.stop(server, CONTENDERS * ROUNDS);
-    let tokens = tokens.lock().unwrap();
+    let tokens = tokens.lock().unwrap().clone();
     assert_eq!(tokens.len(), CONTENDERS * ROUNDS);
     // The token is the place in line: in order of the line means first come, first served.
     assert!(
