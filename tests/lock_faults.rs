@@ -163,11 +163,11 @@ async fn whichever_call_is_hit_by_whichever_fault_nobody_shares_the_lock_and_not
     for fault in faults {
         for n in 1..=a_calls.max(b_calls) + 2 {
             story(&format!("{fault:?} on call {n} of the first"), |a, _| {
-                a.nth_of_all(n, fault)
+                a.nth_of_all(n, fault);
             })
             .await;
             story(&format!("{fault:?} on call {n} of the second"), |_, b| {
-                b.nth_of_all(n, fault)
+                b.nth_of_all(n, fault);
             })
             .await;
         }

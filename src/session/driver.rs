@@ -129,6 +129,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         }
         Ok(renewed) => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);
+            shared.count_keys(renewed.keys.len());
             let mut unanswered = false;
             for (key, outcome) in renewed.keys {
                 let Some((_, term)) = shared.terms.get(&key) else {

@@ -40,6 +40,9 @@ use crate::runtime::{Instant, Runtime};
 use crate::store::{Attached, Store};
 use machine::Machine;
 
+/// So many keys that are renewed one by one are worth a warning.
+const MANY_KEYS: usize = 200;
+
 /// What a session is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,6 +90,7 @@ struct Shared {
     machine: Machine,
     terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
     failure: Option<Error>,
+    warned: bool,
 }
 
 /// Dropped with the last handle; dropping only sets a flag.
@@ -125,13 +129,15 @@ impl Session {
                 machine: Machine::new(ttl),
                 terms: BTreeMap::new(),
                 failure: None,
+                warned: false,
             }),
             state: watch::Sender::new(SessionState::Starting),
             closing: CancellationToken::new(),
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
-        tasks.spawn(driver::drive(core.clone()));
+        core.runtime
+            .spawn_steady(tasks, driver::drive(core.clone()));
         Self {
             core,
             _alive: alive,
@@ -243,6 +249,16 @@ impl Shared {
         let attach =
             |(key, (value, _)): (&Key, &(Bytes, _))| Attached::new(key.clone(), value.clone());
         self.terms.iter().map(attach).collect()
+    }
+
+    /// Warns, once, when the store makes each key cost a write for each renewal.
+    fn count_keys(&mut self, keys: usize) {
+        if keys > MANY_KEYS && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                target: "tenure::session", keys,
+                "this store renews key by key: each costs the cluster a write every third of a TTL"
+            );
+        }
     }
 
     /// Ends every term, for one reason.

@@ -66,7 +66,7 @@ impl Transport {
             config.dialer,
             config.endpoints.any_https(),
             config.authorization,
-            config.runtime.clock.clone(),
+            &config.runtime,
             (config.idle_timeout, config.max_idle),
         )?;
         Ok(Self {
