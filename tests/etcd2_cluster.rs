@@ -51,7 +51,7 @@ async fn sees(updates: &mut Updates, index: Index) {
     let seen = async {
         loop {
             if let Update::Event(event) = updates.next().await.unwrap().unwrap() {
-                assert!(event.index <= index, "{} was left out", index);
+                assert!(event.index <= index, "{index} was left out");
                 if event.index == index {
                     return;
                 }
