@@ -67,13 +67,18 @@ async fn sees(updates: &mut Updates, index: Index) {
 async fn a_watch_on_a_member_that_hangs_moves_to_another() {
     let members = Etcd::start_three();
     let store = options(&members)
-        .poll_period(Duration::from_millis(300))
+        .poll_period(Duration::from_millis(1_100))
         .build()
         .unwrap();
     let mut updates = store.watch(Watch::tree(key("/w")));
     opened(&mut updates).await;
     let index = write(&store, "/w/a", "before").await;
+    write(&store, "/elsewhere", "so that there is progress to tell of").await;
     sees(&mut updates, index).await;
+    // A quiet period, after which a poll is certainly open there.
+    let update = tokio::time::timeout(Duration::from_secs(30), updates.next()).await;
+    let update = update.unwrap().unwrap().unwrap();
+    assert!(matches!(update, Update::Progress(_)), "{update:?}");
     members[0].pause();
     let index = write(&store, "/w/a", "meanwhile").await;
     sees(&mut updates, index).await;
