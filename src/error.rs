@@ -144,6 +144,14 @@ impl Error {
         self
     }
 
+    /// Says what the same story means one floor up.
+    #[must_use]
+    pub(crate) fn into_kind(mut self, kind: ErrorKind, note: &str) -> Self {
+        self.0.kind = kind;
+        self.0.detail = format!("{}; {note}", self.0.detail).into();
+        self
+    }
+
     /// Gives the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

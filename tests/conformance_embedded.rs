@@ -65,6 +65,12 @@ async fn a_slow_store_conforms() {
 }
 
 #[test]
+fn the_suite_can_run_on_any_thread() {
+    fn is_send(_: &impl Send) {}
+    is_send(&conformance::run(Arc::new(Embedded::new()), &Key::root()));
+}
+
+#[test]
 fn no_two_checks_share_a_name() {
     let names: BTreeSet<_> = conformance::all().map(conformance::Check::name).collect();
     assert_eq!(names.len(), conformance::all().count());

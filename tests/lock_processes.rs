@@ -180,7 +180,7 @@ async fn a_stopped_holder_knows_that_it_lost_before_it_does_anything_else() {
     let lost = loop {
         match worker.hear() {
             (word, at) if word == "acts" => {
-                assert!(at <= stopped + 5, "acted at {at}, stopped at {stopped}")
+                assert!(at <= stopped + 5, "acted at {at}, stopped at {stopped}");
             }
             (word, at) if word == "lost" => break at,
             (word, _) => panic!("{word}?"),

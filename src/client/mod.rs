@@ -73,7 +73,18 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future leaves nothing.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self> {
-        let runtime = Runtime::default();
+        Self::connect_with(url, Runtime::default()).await
+    }
+
+    /// Connects as [`connect`](Self::connect) does, with this clock, these random numbers, and,
+    /// if it has one, renewals on its [own thread](Runtime::with_own_thread).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing.
+    pub async fn connect_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
         let store = url::open(url.as_ref(), &runtime).await?;
         Ok(Self::builder(store).runtime(runtime).build())
     }

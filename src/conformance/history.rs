@@ -65,14 +65,21 @@ async fn an_index_too_old_is_history_lost_or_all_is_told(on: Subject) -> Checked
 }
 
 async fn an_idle_watch_outlives_what_others_write(on: Subject) -> Checked {
-    let mut node = on.follow(Watch::node(on.key("k")?)).await?;
+    let mut node = on.follow(Watch::node(on.key("t/k")?)).await?;
     let mut tree = on.follow(Watch::tree(on.key("t")?)).await?;
-    for _ in 0..2 {
-        flood(&on).await?;
-        let written = on.write("k", "x").await?;
-        node.sees_put(&written.node).await?;
-        let written = on.write("t/k", "x").await?;
-        tree.sees_put(&written.node).await?;
+    for round in 0..2 {
+        // They are read all the while: a watch that is not may lose what nobody takes.
+        let write = async {
+            flood(&on).await?;
+            on.write("t/k", &round.to_string()).await
+        };
+        let (written, by_node, by_tree) =
+            futures_util::try_join!(write, node.event(), tree.event())?;
+        let wanted = (written.index(), Change::Put(written.node));
+        for event in [by_node, by_tree] {
+            let told = (event.index, event.change);
+            ensure_eq!(told, wanted, "the write after the flood");
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::subject::{Checked, SWEEP, Subject, TTL, refused};
 use crate::error::ErrorKind;
-use crate::key::LeaseId;
+use crate::key::{LeaseId, Ttl};
 use crate::runtime::Instant;
 use crate::store::{
     Append, Attached, Expiry, Grant, KeyRenewal, Node, Put, Renew, Renewed, StoreExt,
@@ -27,6 +27,16 @@ checks![
     a_key_that_is_not_listed_is_renewed_only_with_the_whole_lease,
     a_node_tells_that_it_will_not_stay,
 ];
+
+/// For leases that are renewed: a term that a busy machine does not miss.
+const LONG: Duration = Duration::from_secs(2);
+
+/// A lease that has been granted for [`LONG`], and its term.
+async fn long_lease(on: &Subject) -> Checked<(LeaseId, Ttl)> {
+    let lease = on.new_lease();
+    let granted = on.grant(Grant::new(lease, Ttl::new(LONG)?)).await?;
+    Ok((lease, granted.ttl))
+}
 
 async fn hang(on: &Subject, path: &str, lease: LeaseId) -> Checked<Node> {
     let put = Put::new(on.key(path)?, path.to_owned(), Expiry::With(lease));
@@ -90,12 +100,12 @@ async fn a_lease_that_is_not_renewed_takes_its_keys_along(on: Subject) -> Checke
 }
 
 async fn a_renewed_lease_keeps_its_keys(on: Subject) -> Checked {
-    let (lease, ttl) = on.lease().await?;
+    let (lease, ttl) = long_lease(&on).await?;
     let node = hang(&on, "k", lease).await?;
     let append = Append::ticket(on.key("line")?, on.tag(), Expiry::With(lease));
     let ticket = on.append(append).await?.node;
     let ticket_path = format!("line/{}", ticket.key.name());
-    let until = on.clock.now() + 2 * ttl.get() + SWEEP;
+    let until = on.clock.now() + ttl.get() + SWEEP;
     let mut sent;
     loop {
         sent = on.clock.now();
@@ -135,7 +145,7 @@ async fn a_renewal_of_no_lease_is_not_found(on: Subject) -> Checked {
         ErrorKind::NotFound,
         "a lease that was never granted",
     )?;
-    let (lease, _) = on.lease().await?;
+    let (lease, _) = long_lease(&on).await?;
     let node = hang(&on, "k", lease).await?;
     on.revoke(lease).await?;
     let attached = Attached::new(node.key, node.value);
@@ -161,8 +171,7 @@ async fn nothing_hangs_on_a_lease_that_is_gone(on: Subject) -> Checked {
 async fn a_revocation_takes_the_keys_of_this_lease_only(on: Subject) -> Checked {
     let (mine, _) = on.lease().await?;
     let other = on.new_lease();
-    on.grant(Grant::new(other, crate::key::Ttl::DEFAULT))
-        .await?;
+    on.grant(Grant::new(other, Ttl::DEFAULT)).await?;
     hang(&on, "mine/a", mine).await?;
     hang(&on, "mine/b", mine).await?;
     hang(&on, "others", other).await?;
@@ -191,7 +200,7 @@ async fn a_revocation_can_be_repeated(on: Subject) -> Checked {
 }
 
 async fn a_revocation_spares_what_took_a_keys_place(on: Subject) -> Checked {
-    let (lease, _) = on.lease().await?;
+    let (lease, _) = long_lease(&on).await?;
     let node = hang(&on, "replaced", lease).await?;
     on.write("replaced", "by another").await?;
     hang(&on, "deleted", lease).await?;
@@ -218,7 +227,7 @@ async fn keep(on: &Subject, lease: LeaseId, nodes: &[&Node], until: Instant) -> 
 }
 
 async fn a_key_deleted_by_hand_is_gone_to_a_renewal(on: Subject) -> Checked {
-    let (lease, _) = on.lease().await?;
+    let (lease, _) = long_lease(&on).await?;
     let (kept, deleted) = (
         hang(&on, "kept", lease).await?,
         hang(&on, "deleted", lease).await?,
@@ -240,7 +249,7 @@ async fn a_key_deleted_by_hand_is_gone_to_a_renewal(on: Subject) -> Checked {
 }
 
 async fn a_key_taken_over_is_gone_to_a_renewal(on: Subject) -> Checked {
-    let (lease, _) = on.lease().await?;
+    let (lease, _) = long_lease(&on).await?;
     let (kept, taken) = (
         hang(&on, "kept", lease).await?,
         hang(&on, "taken", lease).await?,
@@ -268,7 +277,7 @@ async fn a_key_taken_over_is_gone_to_a_renewal(on: Subject) -> Checked {
 
 async fn a_key_that_is_not_listed_is_renewed_only_with_the_whole_lease(on: Subject) -> Checked {
     let sent = on.clock.now();
-    let (lease, ttl) = on.lease().await?;
+    let (lease, ttl) = long_lease(&on).await?;
     let (listed, other) = (
         hang(&on, "listed", lease).await?,
         hang(&on, "other", lease).await?,

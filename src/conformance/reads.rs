@@ -2,7 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use super::subject::{Checked, Subject, names};
+use super::subject::{Checked, Subject, names, refused};
+use crate::error::ErrorKind;
 use crate::store::{Freshness, Get, Page, StoreExt};
 
 checks![
@@ -18,6 +19,7 @@ checks![
     a_read_of_any_age_is_a_state_that_was,
     a_keys_only_read_is_the_same_list,
     pages_add_up_to_the_list,
+    a_dropped_call_disturbs_no_other,
     an_about_never_changes,
 ];
 
@@ -89,8 +91,15 @@ async fn children_are_direct_and_in_key_order(on: Subject) -> Checked {
 }
 
 async fn a_file_has_no_children(on: Subject) -> Checked {
-    on.write("file", "x").await?;
-    ensure_eq!(on.list("file").await?, [""; 0], "the children of a file");
+    let file = on.write("file", "x").await?.node.key;
+    match on.get(Get::children(file)).await {
+        Ok(view) => ensure!(view.nodes.is_empty() && !view.more, "{view:?}"),
+        told => drop(refused(
+            told,
+            ErrorKind::NotADirectory,
+            "a file's children",
+        )?),
+    }
     Ok(())
 }
 
@@ -235,6 +244,41 @@ async fn pages_add_up_to_the_list(on: Subject) -> Checked {
         }
         ensure_eq!(names(&nodes), names(&whole), "pages of {limit}");
     }
+    Ok(())
+}
+
+async fn a_dropped_call_disturbs_no_other(on: Subject) -> Checked {
+    for name in ["a", "b"] {
+        on.write(name, name).await?;
+    }
+    for polls in 0..20 {
+        // Dropped after so many turns of the runtime: unsent, half sent, or half answered.
+        let turns = async {
+            for _ in 0..polls {
+                tokio::task::yield_now().await;
+            }
+        };
+        let (read, write) = (on.read("a"), on.write("c", "dropped"));
+        tokio::select! {
+            biased;
+            () = turns => {}
+            _ = async { futures_util::join!(read, write) } => {}
+        }
+        let read = on.text("b").await?;
+        ensure_eq!(read.as_deref(), Some("b"), "a read after a dropped one");
+        let written = on.write("d", &polls.to_string()).await?;
+        ensure_eq!(
+            written.node.text(),
+            Some(&*polls.to_string()),
+            "a write after a dropped one"
+        );
+        ensure_eq!(on.read("d").await?, Some(written.node), "and it is read");
+    }
+    let dropped = on.text("c").await?;
+    ensure!(
+        dropped.is_none_or(|text| text == "dropped"),
+        "a dropped write wrote something else"
+    );
     Ok(())
 }
 

@@ -18,6 +18,7 @@ checks![
     every_mutation_has_an_index_of_its_own,
     a_write_makes_the_directories_above_it,
     a_write_never_lands_on_a_directory_or_below_a_file,
+    a_refusal_names_the_operation_and_the_key,
     of_racing_creators_one_wins,
     of_racing_replacers_one_wins,
 ];
@@ -287,6 +288,44 @@ async fn a_write_never_lands_on_a_directory_or_below_a_file(on: Subject) -> Chec
         Some("x"),
         "afterwards"
     );
+    Ok(())
+}
+
+async fn a_refusal_names_the_operation_and_the_key(on: Subject) -> Checked {
+    let index = on.write("dir/file", "x").await?.index();
+    let put = |path: &str, condition| -> Checked<Put> {
+        Ok(Put::new(on.key(path)?, "new", Expiry::Never).when(condition))
+    };
+    for (put, kind) in [
+        (
+            put("dir/file", Condition::Absent)?,
+            ErrorKind::AlreadyExists,
+        ),
+        (
+            put("dir/file", Condition::Index(index.next()))?,
+            ErrorKind::ConditionFailed,
+        ),
+        (put("nothing", Condition::Present)?, ErrorKind::NotFound),
+        (put("dir", Condition::Any)?, ErrorKind::NotAFile),
+    ] {
+        let key = put.key.clone();
+        let error = refused(on.put(put).await, kind, "a write")?;
+        ensure_eq!(error.key(), Some(&key), "the key in {error}");
+        ensure_eq!(error.operation(), Some("put"), "the operation in {error}");
+    }
+    let answer = on.delete(Delete::new(on.key("nothing")?)).await;
+    let error = refused(answer, ErrorKind::NotFound, "a deletion")?;
+    ensure_eq!(error.key(), Some(&on.key("nothing")?), "the key in {error}");
+    ensure_eq!(
+        error.operation(),
+        Some("delete"),
+        "the operation in {error}"
+    );
+    // Below a file, the file is as good an answer as the key.
+    let answer = on.put(put("dir/file/below", Condition::Any)?).await;
+    let error = refused(answer, ErrorKind::NotADirectory, "a write below a file")?;
+    let named = error.key().is_some_and(|key| key.is_within(&on.dir));
+    ensure!(named, "the key in {error}");
     Ok(())
 }
 

@@ -8,6 +8,8 @@
 mod core;
 mod journal;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::fmt;
@@ -19,8 +21,17 @@ use crate::runtime::{Clock, Runtime};
 /// A store in this process. Cloning gives the same store; it is gone with its last clone and
 /// its last watch.
 ///
-/// Every method of [`Store`](crate::Store) completes at its first poll. Watches must be polled in
-/// a tokio runtime with time enabled, because they wait for expiries.
+/// Watches must be polled in a tokio runtime with time enabled, because they wait for expiries.
+/// One may have [`Builder::HISTORY_LIMIT`] events unread, then it ends with
+/// [`HistoryLost`](crate::ErrorKind::HistoryLost).
+///
+/// A granted lease that is granted again begins a new term, like one that is renewed, and keeps
+/// the longer of both times-to-live. A commit refuses operations of which one is at or below the
+/// key of another.
+///
+/// # Cancel safety
+/// Every method of [`Store`](crate::Store) is done at its first poll: a future that was dropped
+/// unpolled has done nothing, and none is ever dropped halfway.
 ///
 /// ```
 /// use tenure::embedded::Embedded;

@@ -44,7 +44,8 @@ impl Events {
     fn leave(&mut self) {
         self.nap = None;
         if let Some(id) = self.id.take() {
-            self.shared.lock().leave(id);
+            let waker = self.shared.lock().leave(id);
+            drop(waker); // not under the lock
         }
     }
 }

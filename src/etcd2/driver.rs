@@ -82,7 +82,7 @@ impl Driver {
             .map_err(|cause| place(unreadable(&answer.body, access, cause)))?;
         let index = etcd_index(&answer.headers).ok_or_else(|| {
             let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
-            place(Error::new(ErrorKind::Protocol, text))
+            place(Error::new(access.misunderstood(), text))
         })?;
         Ok(Reply {
             index,

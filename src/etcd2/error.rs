@@ -29,6 +29,17 @@ pub(super) enum Access {
     Write,
 }
 
+impl Access {
+    /// The kind for a success that cannot be read: a write that somebody answered so may well
+    /// have been done.
+    pub(super) fn misunderstood(self) -> ErrorKind {
+        match self {
+            Self::Read => ErrorKind::Protocol,
+            Self::Write => ErrorKind::Ambiguous,
+        }
+    }
+}
+
 /// The error for an answer that is not a success.
 pub(super) fn refused(status: StatusCode, body: &[u8], access: Access) -> Error {
     match serde_json::from_slice::<Refusal>(body) {
@@ -43,12 +54,7 @@ pub(super) fn unreadable(body: &[u8], access: Access, cause: serde_json::Error) 
         "the answer is no etcd v2 reply but {}: is this an etcd v2 endpoint?",
         excerpt(body)
     );
-    // A write that somebody answered with success may well have been one.
-    let kind = match access {
-        Access::Read => ErrorKind::Protocol,
-        Access::Write => ErrorKind::Ambiguous,
-    };
-    Error::new(kind, text).caused_by(cause)
+    Error::new(access.misunderstood(), text).caused_by(cause)
 }
 
 fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {

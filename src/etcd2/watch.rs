@@ -17,16 +17,16 @@
 //!
 //! **No event is lost or doubled.** `next` is the first index not accounted for. A poll with
 //! `waitIndex=next` is answered from history or waits, decided under one lock of the store; after
-//! an event at `m`, `next` is `m + 1`. An older event is dropped.
+//! an event at `m`, `next` is `m + 1`. What is older than the last event is dropped.
 //!
 //! **An idle poll must not grow old**: etcd keeps 1,000 events of the whole store, and refreshes
-//! count. So a poll that was quiet for a whole period, on a connection that is still up, is taken
-//! to have found nothing up to the index in its own headers: an event that it had found would
-//! have come right behind them on the same connection. `next` moves there, and the next poll is
-//! opened before the old one is dropped. If more than 1,000 events went by within one period, that
-//! is refused (401). Then a poll from now on is opened on the same server while the old one is
-//! kept: the old one sees all that came before, the new one all that comes after. Only when the
-//! old one stays quiet for a while longer is it dropped.
+//! count. So a poll that was quiet for a period of at least [`SETTLE`], on a connection that is
+//! still up, is taken to have found nothing up to the index in its own headers: an event that it
+//! had found would have come right behind them on the same connection. `next` moves there, and
+//! the next poll is opened before the old one is dropped. If more than 1,000 events went by within
+//! one period, that is refused (401). Then a poll from now on is opened on the same server while
+//! the old one is kept: the old one sees all that came before, the new one all that comes after.
+//! Only when the old one stays quiet for [`SETTLE`] longer is it dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,15 +45,14 @@ use crate::runtime::Instant;
 use crate::store::{Change, Event, Filter, Freshness, Scope, Update, Updates, Watch};
 use crate::transport::{Call, Failure, Opened};
 
-/// How long an old poll that found its history cleared is kept beside the new one.
-const OVERLAP: Duration = Duration::from_secs(1);
-/// After how long a renewal that failed is tried again, while the old poll is still good.
-const RENEW_AGAIN: Duration = Duration::from_secs(1);
+/// After how long an event that the server has already sent has certainly come.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Follows `watch` until an error.
 pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
     let machine = Machine {
         next: watch.from,
+        last: None,
         announced: false,
         trouble: None,
         driver,
@@ -80,6 +79,8 @@ struct Machine {
     watch: Watch,
     /// The first index not accounted for; `None` before the first poll of a watch from now on.
     next: Option<Index>,
+    /// The last event.
+    last: Option<Index>,
     /// Whether the stream has begun.
     announced: bool,
     /// Since when nothing works.
@@ -103,9 +104,11 @@ enum State {
 
 /// An open long poll: it will report the first change at or after its index that its key has.
 struct Poll {
-    opened: Opened,
+    opened: Box<Opened>,
     /// The server's index when it was opened.
     index: Index,
+    /// When its headers came.
+    since: Instant,
 }
 
 struct Trouble {
@@ -146,9 +149,8 @@ impl Machine {
             biased;
             body = poll.opened.end() => self.ended(body).await,
             () = clock.sleep_until(renew_at) => {
-                // Quiet for a whole period: see above.
-                let quiet_to = poll.index;
-                let progress = self.quiet_up_to(quiet_to);
+                let settled = clock.has_passed(poll.since + SETTLE);
+                let progress = if settled { self.quiet_up_to(poll.index) } else { None };
                 (progress, State::Renewing(poll))
             }
         }
@@ -161,20 +163,21 @@ impl Machine {
             body = old.opened.end() => return self.ended(body).await,
             opened = self.successor(endpoint) => opened,
         };
-        let clock = &self.driver.runtime.clock;
+        let clock = self.driver.runtime.clock.clone();
         match opened {
-            Ok(Successor::Seamless(new)) => (None, self.polling(new)),
+            Ok(Successor::Seamless(new)) => {
+                self.trouble = None;
+                (None, self.polling(new))
+            }
             Ok(Successor::FromNow(new)) => {
-                let until = clock.now() + OVERLAP;
+                let until = clock.now() + SETTLE;
                 (None, State::Overlapping { old, new, until })
             }
-            Err(error) if is_passing(&error) => {
-                tracing::debug!(target: "tenure::etcd2", key = %self.watch.key, %error, "poll not renewed");
-                // The old one is still open; if its server is gone too, it will break by itself.
-                let again = clock.now() + RENEW_AGAIN;
-                (None, State::Polling(old, again))
-            }
-            Err(error) => (Some(Err(error)), State::Connecting),
+            // The old one is still open, and may speak while this is tried again.
+            Err(error) => match self.endure(error) {
+                Ok(pause) => (None, State::Polling(old, clock.now() + pause)),
+                Err(error) => (Some(Err(error)), State::Connecting),
+            },
         }
     }
 
@@ -201,9 +204,10 @@ impl Machine {
         match event {
             Ok((index, event)) => {
                 self.trouble = None;
-                if self.next.is_some_and(|next| index < next) {
+                if self.last.is_some_and(|last| index <= last) {
                     return (None, State::Connecting);
                 }
+                self.last = Some(index);
                 self.next = Some(index.next());
                 let event = event.filter(|it| self.concerns(it));
                 (event.map(|it| Ok(Update::Event(it))), State::Connecting)
@@ -214,9 +218,21 @@ impl Machine {
 
     /// Waits a little before the next attempt, or gives up.
     async fn stumble(&mut self, error: Error) -> Step {
+        match self.endure(error) {
+            Ok(pause) => {
+                self.driver.runtime.clock.sleep(pause).await;
+                (None, State::Connecting)
+            }
+            Err(error) => (Some(Err(error)), State::Connecting),
+        }
+    }
+
+    /// For how long to wait after this error; or the error, if it cannot pass or trouble has
+    /// lasted for too long.
+    fn endure(&mut self, error: Error) -> Result<Duration> {
         let error = error.during("watch").at(&self.watch.key);
-        if !is_passing(&error) {
-            return (Some(Err(error)), State::Connecting);
+        if !error.is_transient() {
+            return Err(error);
         }
         let driver = &self.driver;
         let now = driver.runtime.clock.now();
@@ -226,16 +242,11 @@ impl Machine {
         });
         let give_up = trouble.since + driver.watch_patience;
         if now >= give_up {
-            return (Some(Err(error)), State::Connecting);
+            return Err(error);
         }
         tracing::debug!(target: "tenure::etcd2", key = %self.watch.key, %error, "watch interrupted");
         let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
-        driver
-            .runtime
-            .clock
-            .sleep_until(give_up.min(now + pause))
-            .await;
-        (None, State::Connecting)
+        Ok(pause.min(give_up.since(now)))
     }
 
     fn polling(&self, poll: Poll) -> State {
@@ -268,11 +279,12 @@ impl Machine {
     }
 
     /// Opens the poll that follows one on this endpoint.
-    async fn successor(&self, endpoint: usize) -> Result<Successor> {
-        let endpoint = self.healthy(endpoint).await;
+    async fn successor(&self, old: usize) -> Result<Successor> {
+        let endpoint = self.healthy(old).await;
         match self.open(self.next, endpoint).await {
             Ok(poll) => Ok(Successor::Seamless(poll)),
-            Err(error) if error.kind() == ErrorKind::HistoryLost => {
+            // What the old one has not seen only its own server can tell from what has not been.
+            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == old => {
                 let poll = self.open(None, endpoint).await?;
                 if self.next.is_some_and(|next| poll.index < next) {
                     return Err(error);
@@ -341,7 +353,12 @@ impl Machine {
         {
             self.check_not_restored(from).await?;
         }
-        Ok(Poll { opened, index })
+        let since = driver.runtime.clock.now();
+        Ok(Poll {
+            opened: Box::new(opened),
+            index,
+            since,
+        })
     }
 
     /// A server that is behind what has been seen either lags, and will catch up, or has been
@@ -371,11 +388,6 @@ enum Successor {
     Seamless(Poll),
     /// It begins now: the old one still covers what came before.
     FromNow(Poll),
-}
-
-/// Whether the watch may go on after this.
-fn is_passing(error: &Error) -> bool {
-    error.is_transient() || error.is_ambiguous()
 }
 
 fn parse(body: &[u8]) -> Result<(Index, Option<Event>)> {

@@ -36,8 +36,8 @@ impl Driver {
         if let Some(attaching) = attaching {
             match &outcome {
                 Ok(written) => attaching.landed(written.node.modified),
-                Err(error) if error.is_ambiguous() => {}
-                Err(_) => attaching.refused(),
+                Err(error) if error.changed_nothing() => attaching.refused(),
+                Err(_) => {}
             }
         }
         outcome

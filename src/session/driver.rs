@@ -132,6 +132,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         }
         Ok(renewed) => {
             let Renewed { ttl, since, keys } = renewed;
+            shared.count_keys(keys.len());
             let mut answers: BTreeMap<Key, KeyRenewal> = keys.into_iter().collect();
             let answers: Vec<_> = asked
                 .iter()

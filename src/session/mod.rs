@@ -41,6 +41,9 @@ use crate::runtime::{Instant, Runtime};
 use crate::store::{Attached, Store};
 use machine::Machine;
 
+/// So many keys that are renewed one by one are worth a warning.
+const MANY_KEYS: usize = 200;
+
 /// What a session is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -105,6 +108,7 @@ struct Shared {
     machine: Machine,
     terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
     failure: Option<Error>,
+    warned: bool,
 }
 
 /// Dropped with the last handle; dropping only sets a flag.
@@ -143,6 +147,7 @@ impl Session {
                 machine: Machine::new(ttl),
                 terms: BTreeMap::new(),
                 failure: None,
+                warned: false,
             }),
             state: watch::Sender::new(SessionState::Starting),
             closing: CancellationToken::new(),
@@ -150,7 +155,8 @@ impl Session {
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
-        tasks.spawn(driver::drive(core.clone()));
+        core.runtime
+            .spawn_steady(tasks, driver::drive(core.clone()));
         Self {
             core,
             _alive: alive,
@@ -282,6 +288,16 @@ impl Shared {
         let deadlines = self.terms.values().filter_map(|(_, term)| term.deadline());
         if let Some(earliest) = deadlines.min() {
             self.machine.mind(earliest, now);
+        }
+    }
+
+    /// Warns, once, when the store makes each key cost a write for each renewal.
+    fn count_keys(&mut self, keys: usize) {
+        if keys > MANY_KEYS && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                target: "tenure::session", keys,
+                "this store renews key by key: each costs the cluster a write every third of a TTL"
+            );
         }
     }
 

@@ -54,6 +54,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Reads a node, or the direct children of one. Absence is not an error: the view is empty.
     ///
+    /// The children of a file are none, or `NotADirectory` where the store can tell.
+    ///
     /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
     async fn get(&self, get: Get) -> Result<View>;
 

@@ -215,10 +215,7 @@ impl Paths {
     fn target(&self, operation: &'static str, key: &Key) -> Result<Key> {
         if key.is_root() && !self.prefix.is_root() {
             let error = Error::new(ErrorKind::RootReadOnly, "the root cannot be written");
-            return Err(error
-                .during(operation)
-                .at(key)
-                .on(&*self.prefix.to_string()));
+            return Err(error.during(operation).at(key));
         }
         self.down(operation, key)
     }

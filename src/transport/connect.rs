@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::dial::{Dial, Io};
@@ -16,7 +17,17 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Adapts a [`Dial`].
 #[derive(Clone, Debug)]
-pub(super) struct Dialer(pub(super) Arc<dyn Dial>);
+pub(super) struct Dialer {
+    dial: Arc<dyn Dial>,
+    /// Where sockets live, if not where the request is made.
+    thread: Option<Handle>,
+}
+
+impl Dialer {
+    pub(super) fn new(dial: Arc<dyn Dial>, thread: Option<Handle>) -> Self {
+        Self { dial, thread }
+    }
+}
 
 impl Service<Uri> for Dialer {
     type Response = Link;
@@ -30,8 +41,16 @@ impl Service<Uri> for Dialer {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let dialing = self.0.dial(host, uri.port_u16().unwrap_or_default());
-        Box::pin(async move { Ok(Link(TokioIo::new(dialing.await?))) })
+        let dialing = self.dial.dial(host, uri.port_u16().unwrap_or_default());
+        let thread = self.thread.clone();
+        Box::pin(async move {
+            let io = match thread {
+                // A socket belongs to the runtime in which it was opened.
+                Some(thread) => thread.spawn(dialing).await.map_err(io::Error::other)??,
+                None => dialing.await?,
+            };
+            Ok(Link(TokioIo::new(io)))
+        })
     }
 }
 

@@ -12,13 +12,14 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::capture_connection;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
+use tokio::runtime::Handle;
 
 use super::connect::{Connector, Dialer, connector};
 use super::dial::Dial;
 use super::endpoint::Endpoint;
 use crate::error::Result;
-use crate::runtime::{Clock, Instant};
+use crate::runtime::{Clock, Instant, Runtime};
 
 /// The largest body that is read.
 const BODY_LIMIT: usize = 64 << 20;
@@ -67,6 +68,20 @@ pub(crate) struct Failure {
     pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
+/// Where connections are served: on the runtime's own thread if it has one, else where the
+/// request is made. Each ends with its connection, and the pool closes what is idle.
+#[derive(Clone)]
+struct Tasks(Option<Handle>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        match &self.0 {
+            Some(thread) => drop(thread.spawn(task)),
+            None => drop(tokio::spawn(task)),
+        }
+    }
+}
+
 /// Pooled connections to all endpoints.
 pub(super) struct Exchange {
     client: Client<Connector, Full<Bytes>>,
@@ -79,12 +94,13 @@ impl Exchange {
         dialer: Arc<dyn Dial>,
         https: bool,
         authorization: Option<HeaderValue>,
-        clock: Clock,
+        runtime: &Runtime,
         idle: (Duration, usize),
     ) -> Result<Self> {
-        let connector = connector(Dialer(dialer), https)?;
+        let thread = runtime.own_thread().cloned();
+        let connector = connector(Dialer::new(dialer, thread.clone()), https)?;
         // hyper's own retry stays on: it only repeats what provably was never written.
-        let client = Client::builder(TokioExecutor::new())
+        let client = Client::builder(Tasks(thread))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(idle.0)
             .pool_max_idle_per_host(idle.1)
@@ -92,7 +108,7 @@ impl Exchange {
         Ok(Self {
             client,
             authorization,
-            clock,
+            clock: runtime.clock.clone(),
         })
     }
 

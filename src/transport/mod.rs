@@ -13,11 +13,12 @@ mod exchange;
 mod latency;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 
 pub use dial::{Dial, Io, Tcp};
 pub(crate) use endpoint::{Credentials, Endpoints};
@@ -65,7 +66,7 @@ impl Transport {
             config.dialer,
             config.endpoints.any_https(),
             config.authorization,
-            config.runtime.clock.clone(),
+            &config.runtime,
             (config.idle_timeout, config.max_idle),
         )?;
         Ok(Self {
@@ -122,10 +123,14 @@ impl Transport {
         loop {
             let started = self.runtime.clock.now();
             let until = deadline.min(started + self.latency.attempt(self.timeout));
-            let endpoint = self.endpoints.at(number);
-            let outcome = self.exchange.whole(call, (number, endpoint), until).await;
+            let (asked, outcome) = self.ask(call, number, until).await;
+            let endpoint = self.endpoints.at(asked);
             let took = self.runtime.clock.now().since(started);
             self.trace(call, &endpoint.origin, &outcome, took);
+            if asked != number {
+                self.endpoints.leave(number);
+                number = asked;
+            }
             match outcome {
                 Ok(answer) if repeat == Repeat::Harmless && answer.status.is_server_error() => {
                     log.answered(answer);
@@ -159,6 +164,51 @@ impl Transport {
         }
     }
 
+    /// One attempt. A read that takes longer than is normal is asked of the next endpoint too, and
+    /// whoever answers properly first counts. Says who that was.
+    async fn ask(
+        &self,
+        call: &Call,
+        number: usize,
+        until: Instant,
+    ) -> (usize, Result<Answer, Failure>) {
+        let (first, second) = (number, number + 1);
+        let mut answer = pin!(self.attempt(call, first, until));
+        let Some(patience) = self.hedge_after(call) else {
+            return (first, answer.await);
+        };
+        tokio::select! {
+            biased;
+            outcome = &mut answer => return (first, outcome),
+            () = self.runtime.clock.sleep(patience) => {}
+        }
+        let mut hedge = pin!(self.attempt(call, second, until));
+        tokio::select! {
+            biased;
+            outcome = &mut answer => match outcome {
+                Ok(answer) if !answer.status.is_server_error() => (first, Ok(answer)),
+                _ => (second, hedge.await),
+            },
+            outcome = &mut hedge => match outcome {
+                Ok(answer) if !answer.status.is_server_error() => (second, Ok(answer)),
+                _ => (first, answer.await),
+            },
+        }
+    }
+
+    async fn attempt(&self, call: &Call, number: usize, until: Instant) -> Result<Answer, Failure> {
+        let endpoint = self.endpoints.at(number);
+        self.exchange.whole(call, (number, endpoint), until).await
+    }
+
+    /// After how long a second server is asked: twice what 99 of 100 answers take. Only for reads,
+    /// and once it is known what is normal.
+    fn hedge_after(&self, call: &Call) -> Option<Duration> {
+        let normal = self.latency.p99();
+        let hedges = call.method == Method::GET && self.endpoints.len() > 1 && !normal.is_zero();
+        hedges.then(|| (normal * 2).max(Duration::from_millis(20)))
+    }
+
     /// Sends a request whose answer's body may take for ever, to one endpoint, once.
     pub(crate) async fn open(&self, call: &Call, number: usize) -> Result<Opened, Failure> {
         let started = self.runtime.clock.now();
@@ -180,7 +230,9 @@ impl Transport {
     }
 
     fn trace(&self, call: &Call, server: &str, outcome: &Result<Answer, Failure>, took: Duration) {
-        let (method, path) = (call.method.as_str(), &*call.target);
+        // Without the query: a condition there holds a value.
+        let path = call.target.split('?').next().unwrap_or_default();
+        let method = call.method.as_str();
         match outcome {
             Ok(answer) => {
                 tracing::trace!(target: "tenure::transport", method, path, server, status = answer.status.as_u16(), ?took, "answered");

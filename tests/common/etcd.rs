@@ -48,14 +48,14 @@ impl Default for Options {
 impl Etcd {
     /// Starts a member with the v2 API and waits until it is healthy.
     pub fn start() -> Self {
-        Self::start_with(Options::default())
+        Self::start_with(&Options::default())
     }
 
     /// Starts a member and waits until it is healthy.
     ///
     /// # Panics
     /// Without an etcd binary, or when it does not become healthy.
-    pub fn start_with(options: Options) -> Self {
+    pub fn start_with(options: &Options) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         for _ in 0..10 {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
@@ -128,14 +128,42 @@ impl Etcd {
 
     /// A request with a form: the status and the body.
     pub fn request(&self, method: &str, path: &str, form: &str) -> std::io::Result<(u16, String)> {
+        let form_type = "Content-Type: application/x-www-form-urlencoded\r\n";
+        self.exchange(method, path, form_type, form)
+    }
+
+    /// A request with a JSON body, for the auth API: the status and the body.
+    pub fn json(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+        self.exchange(method, path, "Content-Type: application/json\r\n", body)
+    }
+
+    /// The same with Basic credentials, already encoded.
+    pub fn json_as(
+        &self,
+        credentials: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> std::io::Result<(u16, String)> {
+        let headers =
+            format!("Content-Type: application/json\r\nAuthorization: Basic {credentials}\r\n");
+        self.exchange(method, path, &headers, body)
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.client))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let length = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n\
-             Content-Type: application/x-www-form-urlencoded\r\n\
-             Content-Length: {}\r\n\r\n{form}",
-            form.len()
+            "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
+             Content-Length: {length}\r\n\r\n{body}"
         )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;

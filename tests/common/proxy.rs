@@ -233,10 +233,7 @@ impl Held {
     /// else sees. Each call sends it again.
     pub(crate) async fn deliver(&mut self) -> u16 {
         let request = self.arrived().await;
-        let server = TcpStream::connect(self.upstream)
-            .await
-            .expect("server is up");
-        let mut server = BufStream::new(server);
+        let mut server = connect(self.upstream).await.expect("server is up");
         exchange(&mut server, &request, &mut tokio::io::sink())
             .await
             .expect("the server answers")
@@ -286,6 +283,7 @@ async fn accept(
 
 /// Serves one client connection until either side closes it.
 async fn serve(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
+    client.set_nodelay(true)?;
     let (read, mut write) = client.into_split();
     let mut read = BufReader::new(read);
     let mut server: Option<BufStream<TcpStream>> = None;
@@ -301,7 +299,7 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
             }
             Some(Fault::LoseRequest(then)) => return lose(then, &mut read).await,
             Some(Fault::LoseReply(then)) => {
-                let mut fresh = BufStream::new(TcpStream::connect(shared.upstream).await?);
+                let mut fresh = connect(shared.upstream).await?;
                 exchange(&mut fresh, &request, &mut tokio::io::sink()).await?;
                 return lose(then, &mut read).await;
             }
@@ -313,7 +311,7 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
         }
         let server = match &mut server {
             Some(server) => server,
-            None => server.insert(BufStream::new(TcpStream::connect(shared.upstream).await?)),
+            None => server.insert(connect(shared.upstream).await?),
         };
         let mut reply = Audible {
             shared: &shared,
@@ -414,6 +412,12 @@ impl Sink for Audible<'_> {
         self.shared.audible().await;
         self.write.write_all(bytes).await
     }
+}
+
+async fn connect(upstream: SocketAddr) -> io::Result<BufStream<TcpStream>> {
+    let stream = TcpStream::connect(upstream).await?;
+    stream.set_nodelay(true)?;
+    Ok(BufStream::new(stream))
 }
 
 /// Sends a request and passes on the reply as it comes. Returns the status.

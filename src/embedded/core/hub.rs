@@ -70,10 +70,10 @@ impl Hub {
         self.last_id
     }
 
-    pub(crate) fn remove(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.remove(&id) else {
-            return;
-        };
+    /// Forgets a watcher. Its waker is given back to be dropped when the lock is free: nobody
+    /// knows what that runs.
+    pub(crate) fn remove(&mut self, id: WatcherId) -> Option<Waker> {
+        let watcher = self.watchers.remove(&id)?;
         let key = watcher.interest.key.as_str();
         if let Some(ids) = self.by_key.get_mut(key) {
             ids.remove(&id);
@@ -81,6 +81,7 @@ impl Hub {
                 self.by_key.remove(key);
             }
         }
+        watcher.waker
     }
 
     /// The watcher's next event; if there is none, `waker` is called when that changes.
@@ -94,9 +95,12 @@ impl Hub {
         if let Some(event) = watcher.queue.pop_front() {
             return Look::Event(event);
         }
-        match &mut watcher.waker {
-            Some(kept) => kept.clone_from(waker),
-            None => watcher.waker = Some(waker.clone()),
+        if !watcher
+            .waker
+            .as_ref()
+            .is_some_and(|kept| kept.will_wake(waker))
+        {
+            self.woken.extend(watcher.waker.replace(waker.clone()));
         }
         Look::Nothing
     }

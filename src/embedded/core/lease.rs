@@ -94,3 +94,130 @@ impl Core {
         self.refusal(Code::LeaseNotFound, format!("lease {lease} is gone"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::core::Life;
+    use crate::embedded::core::rig::{core, file, key, lease, secs, ttl};
+
+    const L: LeaseId = match LeaseId::new(7) {
+        Some(id) => id,
+        None => unreachable!(),
+    };
+
+    fn with_keys() -> Core {
+        let mut core = core();
+        core.grant(L, ttl(10));
+        for path in ["/b", "/a"] {
+            core.set(&key(path), file("v"), Life::With(L)).unwrap();
+        }
+        core
+    }
+
+    #[test]
+    fn a_lease_that_runs_out_takes_its_keys_with_it() {
+        let mut core = with_keys();
+        let watcher = core.follow("/", None).unwrap();
+        core.go_to(9.999);
+        assert_eq!(core.value("/a").as_deref(), Some("v"));
+        core.go_to(10.0);
+        assert_eq!(core.unread(watcher), ["6 expire /a", "7 expire /b"]);
+        assert_eq!(core.renew(L).unwrap_err().code, Code::LeaseNotFound);
+    }
+
+    #[test]
+    fn a_renewal_is_a_full_term_for_all_keys() {
+        let mut core = with_keys();
+        core.go_to(6.0);
+        assert_eq!(core.renew(L).unwrap(), Duration::from_secs(10));
+        core.go_to(15.9);
+        let node = core.peek(&key("/a")).unwrap();
+        assert_eq!(
+            (node.lease, node.expires),
+            (Some(L), Some(Duration::from_secs(16)))
+        );
+        core.go_to(16.0);
+        assert_eq!(core.peek(&key("/a")), None);
+        core.renew(L).unwrap_err();
+    }
+
+    #[test]
+    fn a_repeated_grant_begins_a_new_term_and_never_a_shorter_one() {
+        let mut core = with_keys();
+        core.go_to(5.0);
+        assert_eq!(core.grant(L, ttl(10)), Duration::from_secs(10));
+        core.go_to(14.0);
+        assert_eq!(core.grant(L, ttl(3)), Duration::from_secs(10));
+        core.go_to(20.0);
+        assert_eq!(core.grant(L, ttl(30)), Duration::from_secs(30));
+        core.go_to(49.0);
+        assert!(core.value("/a").is_some());
+        core.go_to(50.0);
+        assert!(core.value("/a").is_none());
+    }
+
+    #[test]
+    fn revoking_deletes_the_keys_and_may_be_repeated() {
+        let mut core = with_keys();
+        let watcher = core.follow("/", None).unwrap();
+        core.revoke(L);
+        core.revoke(L);
+        core.revoke(lease(99));
+        assert_eq!(core.unread(watcher), ["6 delete /a", "7 delete /b"]);
+        core.renew(L).unwrap_err();
+        core.go_to(100.0);
+        assert!(core.unread(watcher).is_empty());
+    }
+
+    #[test]
+    fn a_key_that_is_written_again_hangs_only_on_what_it_was_written_with() {
+        let mut core = with_keys();
+        core.grant(lease(8), ttl(20));
+        core.set(&key("/a"), file("w"), Life::Forever).unwrap();
+        core.update(&key("/b"), file("w"), Life::With(lease(8)))
+            .unwrap();
+        core.set(&key("/c"), file(""), secs(5)).unwrap();
+        core.set(&key("/c"), file(""), Life::With(L)).unwrap();
+        core.go_to(9.0);
+        assert!(core.value("/c").is_some());
+        core.go_to(10.0);
+        assert_eq!(
+            (core.value("/a").is_some(), core.value("/b").is_some()),
+            (true, true)
+        );
+        assert_eq!(core.value("/c"), None);
+        core.go_to(20.0);
+        assert_eq!(
+            (core.value("/a").is_some(), core.value("/b").is_some()),
+            (true, false)
+        );
+    }
+
+    #[test]
+    fn a_key_deleted_and_made_anew_is_not_the_leases_any_more() {
+        let mut core = with_keys();
+        core.set(&key("/d/x"), file(""), Life::With(L)).unwrap();
+        core.delete(&key("/a"), false, false).unwrap();
+        core.delete(&key("/d"), false, true).unwrap();
+        core.have("/a", "mine");
+        core.have("/d/x", "mine");
+        core.revoke(L);
+        assert_eq!(core.value("/a").as_deref(), Some("mine"));
+        assert_eq!(core.value("/d/x").as_deref(), Some("mine"));
+        assert_eq!(core.value("/b"), None);
+    }
+
+    #[test]
+    fn leases_and_keys_end_in_the_order_of_their_time() {
+        let mut core = core();
+        core.grant(L, ttl(2));
+        core.set(&key("/leased"), file(""), Life::With(L)).unwrap();
+        core.set(&key("/sooner"), file(""), secs(1)).unwrap();
+        core.set(&key("/later"), file(""), secs(3)).unwrap();
+        let watcher = core.follow("/", None).unwrap();
+        core.go_to(9.0);
+        let told = ["7 expire /sooner", "8 expire /leased", "9 expire /later"];
+        assert_eq!(core.unread(watcher), told);
+    }
+}

@@ -59,7 +59,11 @@ impl Core {
             _ => Life::For(MARK_LIFE),
         };
         let keys = match withdraw.naming {
-            Naming::Tag => vec![self.tagged(&withdraw.dir, withdraw.tag)?],
+            Naming::Tag => {
+                let key = self.tagged(&withdraw.dir, withdraw.tag)?;
+                let file = self.tree.find(&key).is_ok_and(|stored| !stored.is_dir());
+                file.then_some(key).into_iter().collect()
+            }
             Naming::Ticket => self.tickets_of(withdraw),
         };
         self.mark(withdraw.tag, life);
@@ -103,5 +107,168 @@ impl Core {
             key: Some(dir.clone()),
             ..self.refusal(Code::InvalidField, error.detail())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::core::rig::{core, file, key, lease, refused, secs, tag, ttl};
+    use crate::store::Expiry;
+
+    fn ticket(nonce: u64) -> Append {
+        Append::ticket(key("/l"), tag(nonce), Expiry::Never)
+    }
+
+    fn take_back(nonce: u64) -> Withdraw {
+        Withdraw::new(key("/l"), tag(nonce), Naming::Ticket)
+    }
+
+    #[test]
+    fn a_ticket_is_numbered_and_says_its_tag() {
+        let mut core = core();
+        let event = core.append(&ticket(1)).unwrap();
+        assert_eq!(event.node.key, key("/l/00000000000000000004"));
+        assert_eq!(event.node.value, Some(tag(1).to_string().into()));
+        let event = core.append(&ticket(2).body("b")).unwrap();
+        assert_eq!(event.node.value, Some(format!("{} b", tag(2)).into()));
+    }
+
+    #[test]
+    fn before_a_ticket_are_the_live_tickets_of_its_line_and_nothing_else() {
+        let mut core = core();
+        let first = core.append(&ticket(1)).unwrap();
+        let mut brief = ticket(2);
+        brief.expiry = Expiry::After(ttl(2));
+        core.append(&brief).unwrap();
+        for stranger in [
+            "/l/!x",
+            "/l/_meta",
+            "/l/7",
+            "/l/00000000000000000001/deeper",
+            "/m/x",
+        ] {
+            core.have(stranger, "");
+        }
+        core.have("/l/99999999999999999999", "later");
+        core.go_to(2.0);
+        let mine = core.append(&ticket(3)).unwrap();
+        let before = core.tickets_before(&key("/l"), &mine.node.key);
+        assert_eq!(before, std::slice::from_ref(&first.node));
+    }
+
+    #[test]
+    fn a_tagged_node_is_named_by_its_tag_and_made_once() {
+        let mut core = core();
+        let append = Append::tagged(key("/jobs"), tag(1), "raw", Expiry::Never);
+        let event = core.append(&append).unwrap();
+        assert_eq!(event.node.key, key(&format!("/jobs/{}", tag(1))));
+        assert_eq!(event.node.value, Some("raw".into()));
+        assert_eq!(core.append(&append).unwrap_err().code, Code::AlreadyExists);
+    }
+
+    #[test]
+    fn a_withdrawn_append_leaves_nothing_whether_it_came_before_or_comes_after() {
+        let mut core = core();
+        core.append(&ticket(1)).unwrap();
+        assert_eq!(core.withdraw(&take_back(1)), Ok(true));
+        assert_eq!(core.withdraw(&take_back(1)), Ok(false));
+        assert_eq!(core.withdraw(&take_back(2)), Ok(false));
+        for nonce in [1, 2] {
+            let cause = format!("101 {} was withdrawn", tag(nonce));
+            assert_eq!(refused(core.append(&ticket(nonce))), cause);
+        }
+        core.append(&ticket(3)).unwrap();
+
+        let tagged = Append::tagged(key("/jobs"), tag(4), "", Expiry::Never);
+        core.append(&tagged).unwrap();
+        let back = Withdraw::new(key("/jobs"), tag(4), Naming::Tag);
+        assert_eq!(core.withdraw(&back), Ok(true));
+        assert_eq!(core.append(&tagged).unwrap_err().code, Code::CompareFailed);
+    }
+
+    #[test]
+    fn withdrawing_touches_only_nodes_of_the_tag() {
+        let mut core = core();
+        let other = core.append(&ticket(1)).unwrap();
+        let seen = |event: &Event| {
+            let (key, at) = (event.node.key.clone(), event.index());
+            store::Node::file(key, event.node.value.clone().unwrap(), at, at)
+        };
+        // A wrong hint is no harm: the tag is looked for.
+        let mine = core.append(&ticket(2)).unwrap();
+        assert_eq!(core.withdraw(&take_back(2).node(seen(&other))), Ok(true));
+        assert!(core.peek(&other.node.key).is_some() && core.peek(&mine.node.key).is_none());
+        assert_eq!(core.withdraw(&take_back(1).node(seen(&other))), Ok(true));
+        assert!(core.peek(&other.node.key).is_none());
+    }
+
+    #[test]
+    fn a_mark_lives_as_long_as_the_lease_or_ten_minutes() {
+        let mut core = core();
+        core.grant(lease(7), ttl(10));
+        core.withdraw(&take_back(1).lease(lease(7))).unwrap();
+        core.withdraw(&take_back(2).lease(lease(8))).unwrap();
+        core.withdraw(&take_back(3)).unwrap();
+        core.go_to(9.0);
+        core.append(&ticket(1)).unwrap_err();
+        core.go_to(10.0);
+        core.append(&ticket(1)).unwrap();
+        core.go_to(599.0);
+        core.append(&ticket(2)).unwrap_err();
+        core.append(&ticket(3)).unwrap_err();
+        core.go_to(600.0);
+        core.append(&ticket(2)).unwrap();
+        core.append(&ticket(3)).unwrap();
+        assert!(core.marks.is_empty() && core.timeline.next().is_none());
+    }
+
+    #[test]
+    fn a_mark_is_no_key() {
+        let mut core = core();
+        core.withdraw(&take_back(1)).unwrap();
+        assert_eq!(core.index().get(), 3);
+        assert!(core.read(&Key::root(), true).unwrap().nodes.is_empty());
+    }
+
+    #[test]
+    fn an_append_with_a_lease_that_is_gone_is_refused() {
+        let mut core = core();
+        core.grant(lease(7), ttl(2));
+        core.go_to(2.0);
+        let late = Append::ticket(key("/l"), tag(1), Expiry::With(lease(7)));
+        assert_eq!(core.append(&late).unwrap_err().code, Code::LeaseNotFound);
+        core.have("/f", "");
+        let below = Append::ticket(key("/f"), tag(1), Expiry::Never);
+        assert_eq!(core.append(&below).unwrap_err().code, Code::NotADirectory);
+    }
+
+    #[test]
+    fn expired_key_is_never_read() {
+        let mut core = core();
+        let path = key("/l/00000000000000000004");
+        let mut append = ticket(1);
+        append.expiry = Expiry::After(ttl(2));
+        core.append(&append).unwrap();
+        core.go_to(2.0);
+        assert_eq!(core.peek(&path), None);
+        assert_eq!(core.read(&path, false).unwrap_err().code, Code::KeyNotFound);
+        assert!(core.read(&key("/l"), true).unwrap().nodes.is_empty());
+        assert!(core.children(&key("/l"), Bound::Unbounded, 9).0.is_empty());
+        let update = core.update(&path, Payload::Keep, secs(9));
+        assert_eq!(update.unwrap_err().code, Code::KeyNotFound);
+        assert_eq!(
+            core.delete(&path, false, false).unwrap_err().code,
+            Code::KeyNotFound
+        );
+        assert_eq!(core.withdraw(&take_back(1)), Ok(false));
+        let mine = core.append(&ticket(2)).unwrap();
+        assert!(core.tickets_before(&key("/l"), &mine.node.key).is_empty());
+        assert!(
+            core.create(&path, file(""), Life::Forever)
+                .unwrap()
+                .previous
+                .is_none()
+        );
     }
 }

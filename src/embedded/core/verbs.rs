@@ -232,3 +232,6 @@ fn as_file(payload: Payload) -> Payload {
         file => file,
     }
 }
+
+#[cfg(test)]
+mod tests;

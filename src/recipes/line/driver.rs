@@ -177,9 +177,12 @@ impl Driver {
         match self.pause {
             Some((until, _)) if now < until => next = next.min(until),
             _ => {
-                for (key, from) in watch {
-                    if !self.watches.contains_key(&key) {
-                        self.open_watch(key, from);
+                // A list that is wanted may show that a new watch is not.
+                if list.is_none() {
+                    for (key, from) in watch {
+                        if !self.watches.contains_key(&key) {
+                            self.open_watch(key, from);
+                        }
                     }
                 }
                 match list {

@@ -60,37 +60,42 @@ impl Ticket {
     ///
     /// # Errors
     /// Whatever the lease or the append is refused with; `Unavailable` when three appends got no
-    /// answer: what they may have made is being taken back.
+    /// answer, or one and the look for it: what they may have made is being taken back.
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing: the janitor takes back what was sent.
     pub(crate) async fn take(core: &Arc<Core>, dir: &Key, ttl: Ttl, body: &Bytes) -> Result<Self> {
         let line = core.lines.line(dir, ttl);
-        let mut cause = None;
+        let mut last = None;
         for _ in 0..APPENDS {
             let session = core.session(ttl)?;
             session.ready().await?;
             let mut ticket = Self::armed(core, &line, session);
-            match ticket.append(body).await {
+            let sent = core.runtime.clock.now();
+            let error = match ticket.append(body, sent).await {
                 Ok(()) => return Ok(ticket),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // The lease is gone; the next session has one of its own.
-                    ticket.state = State::Disarmed;
-                    ticket.session.lose();
-                    cause = Some(error);
+                Err(error) => error.at(dir),
+            };
+            if error.kind() == ErrorKind::NotFound {
+                // The lease is gone; the next session has one of its own.
+                ticket.state = State::Disarmed;
+                ticket.session.lose();
+            } else if error.changed_nothing() {
+                ticket.state = State::Disarmed;
+                return Err(error);
+            } else {
+                tracing::debug!(target: "tenure::line", %dir, %error, "append unanswered");
+                match ticket.adopt(sent).await {
+                    Ok(true) => return Ok(ticket),
+                    // It may still come: the janitor gets its tag, and a fresh one goes on.
+                    Ok(false) => {}
+                    // Nobody answers at all.
+                    Err(_) => return Err(given_up(error)),
                 }
-                Err(error) if error.changed_nothing() => {
-                    ticket.state = State::Disarmed;
-                    return Err(error);
-                }
-                Err(error) => cause = Some(error),
             }
+            last = Some(error);
         }
-        let text = format!("no answer to {APPENDS} appends; their tickets are being taken back");
-        let error = Error::new(ErrorKind::Unavailable, text)
-            .during("append")
-            .at(dir);
-        Err(cause.into_iter().fold(error, Error::caused_by))
+        Err(last.map_or_else(|| Loss::Closed.into_error(), given_up))
     }
 
     fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
@@ -205,28 +210,15 @@ impl Ticket {
     }
 
     /// Sends the append, once.
-    async fn append(&mut self, body: &Bytes) -> Result<()> {
-        let sent = self.core.runtime.clock.now();
+    async fn append(&mut self, body: &Bytes, sent: Instant) -> Result<()> {
         let expiry = Expiry::With(self.session.lease());
         let append = Append::ticket(self.line.dir().clone(), self.tag, expiry).body(body.clone());
-        match self.core.store.append(append).await {
-            Ok(Appended { node, before, .. }) => {
-                let known = before.map(|mut nodes| {
-                    nodes.push(node.clone());
-                    View::new(node.created, nodes)
-                });
-                self.enter(node, sent, known)
-            }
-            Err(error) if error.changed_nothing() => Err(error),
-            Err(error) => {
-                tracing::debug!(target: "tenure::line", dir = %self.line.dir(), %error, "append unanswered");
-                if self.adopt(sent).await.unwrap_or(false) {
-                    Ok(())
-                } else {
-                    Err(error)
-                }
-            }
-        }
+        let Appended { node, before, .. } = self.core.store.append(append).await?;
+        let known = before.map(|mut nodes| {
+            nodes.push(node.clone());
+            View::new(node.created, nodes)
+        });
+        self.enter(node, sent, known)
     }
 
     /// Looks whether the unanswered append has made its node by now.
@@ -369,6 +361,14 @@ impl Ticket {
             State::Armed | State::Disarmed => Err(Loss::Closed.into_error()),
         }
     }
+}
+
+/// What a caller is told who gets no ticket because nobody answers.
+fn given_up(error: Error) -> Error {
+    error.into_kind(
+        ErrorKind::Unavailable,
+        "what the append may have made is being taken back",
+    )
 }
 
 impl Drop for Ticket {
