@@ -49,6 +49,7 @@ async fn open_etcd2(_: &Place, _: bool, _: &Runtime) -> Result<Arc<dyn Store>> {
 }
 
 /// What a URL says. Not `Debug`: it may hold a password.
+#[cfg_attr(not(feature = "etcd2"), allow(dead_code))] // only drivers read all of it
 struct Place {
     scheme: Scheme,
     user: Option<User>,
@@ -62,6 +63,7 @@ enum Scheme {
     Etcd2 { tls: bool },
 }
 
+#[cfg_attr(not(feature = "etcd2"), allow(dead_code))]
 struct User {
     name: String,
     password: String,

@@ -27,9 +27,19 @@ pub(super) async fn drive(core: Arc<Core>) {
         state
     };
     core.publish(state);
-    if state == SessionState::Closed {
-        revoke(&core).await;
+    if state == SessionState::Failed {
+        return;
     }
+    if state == SessionState::Lost {
+        // Not at once: the margin is there for an act that was allowed just before the deadline.
+        let ttl = core.lock().machine.ttl().get();
+        tokio::select! {
+            biased;
+            () = core.closing.cancelled() => {}
+            () = core.runtime.clock.sleep(ttl) => {}
+        }
+    }
+    revoke(&core).await;
 }
 
 /// Asks for the lease; whether it was granted.
@@ -46,6 +56,7 @@ async fn start(core: &Core) -> bool {
             }
             outcome = core.store.grant(grant) => outcome,
         };
+        let granted = outcome.is_ok();
         let pause = {
             let mut shared = core.lock();
             match outcome.and_then(|granted| shared.machine.granted(sent, granted)) {
@@ -61,7 +72,13 @@ async fn start(core: &Core) -> bool {
                 }
             }
         };
-        let Some(pause) = pause else { return false };
+        let Some(pause) = pause else {
+            if granted {
+                // By the store, but not long enough for us.
+                revoke(core).await;
+            }
+            return false;
+        };
         core.runtime.clock.sleep(pause).await;
     }
 }
@@ -176,9 +193,8 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
 
 /// Ends the lease, for as long as it could still be alive.
 async fn revoke(core: &Core) {
-    let ttl = core.lock().machine.ttl().get();
     let clock = &core.runtime.clock;
-    let last = clock.now() + ttl;
+    let last = clock.now() + core.lock().machine.ttl().get();
     let mut pause = Duration::from_millis(25);
     while let Err(error) = core.store.revoke(core.lease).await {
         if clock.has_passed(last) {

@@ -1,0 +1,43 @@
+//! What may cross threads, checked by the compiler: every public type that a service holds, and
+//! every future that it awaits.
+#![allow(clippy::unwrap_used)]
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use tenure::embedded::Embedded;
+use tenure::{Acquire, Client, Error, Key, Lock, LockGuard, Store, StoreExt};
+
+fn shared<T: Send + Sync + 'static>() {}
+fn sent<T: Send>(_: &T) {}
+
+#[test]
+fn types_are_send_and_sync() {
+    shared::<Client>();
+    shared::<Lock>();
+    shared::<Acquire>();
+    shared::<LockGuard>();
+    shared::<Error>();
+    shared::<Embedded>();
+    shared::<dyn Store>();
+    #[cfg(feature = "etcd2")]
+    shared::<tenure::etcd2::Etcd2>();
+}
+
+#[tokio::test]
+async fn futures_are_send() {
+    let client = Client::connect("embedded:").await.unwrap();
+    let (lock, key) = (client.lock("a"), Key::new("/k").unwrap());
+    sent(&Client::connect("embedded:"));
+    sent(&client.idle());
+    sent(&client.shutdown(Duration::ZERO));
+    sent(&lock.try_acquire());
+    sent(&lock.acquire().timeout(Duration::ZERO).into_future());
+    sent(&client.store().node(&key));
+    let guard = lock.acquire().await.unwrap();
+    sent(&guard.lost());
+    sent(&guard.run(std::future::ready(())));
+    sent(&guard.put(&key, "", tenure::store::Expiry::Never));
+    sent(&guard.delete(&key));
+    sent(&guard.release());
+}
