@@ -1,6 +1,6 @@
 //! The lock under faults that a test plans: each call of a run hit in turn by each fault, and
 //! seeded storms of all of them. Over the embedded store on paused time, so that a failing seed
-//! replays.
+//! replays; and over the same store with no more than etcd v2 has.
 //!
 //! Checked on the recorded holds: no two overlap, tokens rise in the order of acquiring, and
 //! after everything is healed the line moves and then is empty within the bound.
@@ -12,8 +12,11 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime};
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, Key, LockGuard, StoreExt, Ttl};
+use tenure::{Client, Key, LockGuard, Store, StoreExt, Ttl};
 use tokio::task::JoinSet;
+
+#[path = "common/v2like.rs"]
+mod v2like;
 
 const TTL: Duration = Duration::from_secs(3);
 /// A late commit comes this long after the caller was told.
@@ -27,18 +30,31 @@ struct Hold {
     to: Instant,
 }
 
+/// What the clients run on.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Leases, cancel marks, commits; appends tell who is before.
+    Embedded,
+    /// None of it.
+    V2Like,
+}
+
+const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
+
 #[derive(Clone)]
 struct Scene {
+    kind: Kind,
     runtime: Runtime,
     store: Embedded,
     holds: Arc<Mutex<Vec<Hold>>>,
 }
 
 impl Scene {
-    fn new(seed: u64) -> Self {
+    fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
         let store = Embedded::builder().runtime(runtime.clone()).build();
         Self {
+            kind,
             runtime,
             store,
             holds: Arc::default(),
@@ -52,7 +68,11 @@ impl Scene {
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
         let link = Faulty::new(self.store.clone(), seed);
         let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let client = Client::builder(link.clone())
+        let store: Arc<dyn Store> = match self.kind {
+            Kind::Embedded => Arc::new(link.clone()),
+            Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
+        };
+        let client = Client::builder(store)
             .runtime(runtime)
             .ttl(Ttl::new(TTL).unwrap())
             .build();
@@ -107,8 +127,13 @@ impl Scene {
 
 /// One client takes the lock, keeps it over a renewal and gives it back; another waits for it,
 /// and a third comes after. Returns how many calls each of the first two made.
-async fn story(what: &str, plan: impl Fn(&Faulty<Embedded>, &Faulty<Embedded>)) -> (u64, u64) {
-    let scene = Scene::new(1);
+async fn story(
+    kind: Kind,
+    what: &str,
+    plan: impl Fn(&Faulty<Embedded>, &Faulty<Embedded>),
+) -> (u64, u64) {
+    let (scene, what) = (Scene::new(kind, 1), format!("{kind:?}: {what}"));
+    let what = what.as_str();
     let ((a, a_link), (b, b_link)) = (scene.client(1), scene.client(2));
     plan(&a_link, &b_link);
     let mut tasks = JoinSet::new();
@@ -145,11 +170,6 @@ async fn story(what: &str, plan: impl Fn(&Faulty<Embedded>, &Faulty<Embedded>)) 
 
 #[tokio::test(start_paused = true)]
 async fn whichever_call_is_hit_by_whichever_fault_nobody_shares_the_lock_and_nothing_is_left() {
-    let (a_calls, b_calls) = story("no fault", |_, _| {}).await;
-    assert!(
-        a_calls >= 4 && b_calls >= 4,
-        "grant, append, renew, withdraw: {a_calls}, {b_calls}"
-    );
     let faults = [
         Fault::LostRequest,
         Fault::LostReply,
@@ -160,16 +180,19 @@ async fn whichever_call_is_hit_by_whichever_fault_nobody_shares_the_lock_and_not
         Fault::Unavailable,
         Fault::Unreachable,
     ];
-    for fault in faults {
-        for n in 1..=a_calls.max(b_calls) + 2 {
-            story(&format!("{fault:?} on call {n} of the first"), |a, _| {
-                a.nth_of_all(n, fault);
-            })
-            .await;
-            story(&format!("{fault:?} on call {n} of the second"), |_, b| {
-                b.nth_of_all(n, fault);
-            })
-            .await;
+    for kind in KINDS {
+        let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
+        assert!(
+            a_calls >= 4 && b_calls >= 4,
+            "append, renew, withdraw and what goes with them: {a_calls}, {b_calls}"
+        );
+        for fault in faults {
+            for n in 1..=a_calls.max(b_calls) + 2 {
+                let what = format!("{fault:?} on call {n} of the first");
+                story(kind, &what, |a, _| a.nth_of_all(n, fault)).await;
+                let what = format!("{fault:?} on call {n} of the second");
+                story(kind, &what, |_, b| b.nth_of_all(n, fault)).await;
+            }
         }
     }
 }
@@ -177,7 +200,7 @@ async fn whichever_call_is_hit_by_whichever_fault_nobody_shares_the_lock_and_not
 #[tokio::test(start_paused = true)]
 async fn a_lost_reply_to_any_call_does_not_keep_the_lock_from_its_taker() {
     for call in Call::ALL {
-        let scene = Scene::new(1);
+        let scene = Scene::new(Kind::Embedded, 1);
         let (client, link) = scene.client(1);
         link.next(*call, Fault::LostReply);
         let guard = client
@@ -198,9 +221,9 @@ async fn a_lost_reply_to_any_call_does_not_keep_the_lock_from_its_taker() {
 
 /// Storms: several clients cycle for a minute while everything goes wrong now and then; then all
 /// is healed, and each must get the lock again.
-async fn storm(seed: u64) -> usize {
-    let what = format!("seed {seed}");
-    let scene = Scene::new(seed);
+async fn storm(kind: Kind, seed: u64) -> usize {
+    let what = format!("{kind:?}, seed {seed}");
+    let scene = Scene::new(kind, seed);
     let dice = Entropy::seeded(seed ^ 0x5eed);
     let end = scene.clock().now() + Duration::from_secs(60);
     let mut tasks = JoinSet::new();
@@ -258,18 +281,20 @@ fn in_seeded_storms_nobody_shares_the_lock_and_all_recover() {
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or(1);
-    let mut holds = 0;
-    for seed in first..first + seeds {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        holds += runtime.block_on(storm(seed));
+    for kind in KINDS {
+        let mut holds = 0;
+        for seed in first..first + seeds {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            holds += runtime.block_on(storm(kind, seed));
+        }
+        assert!(
+            holds > seeds as usize * 10,
+            "{kind:?}: {holds} holds in {seeds} storms: too few to mean anything"
+        );
+        println!("{kind:?}: {seeds} storms of 60 s: {holds} holds, none shared");
     }
-    assert!(
-        holds > seeds as usize * 10,
-        "{holds} holds in {seeds} storms: too few to mean anything"
-    );
-    println!("{seeds} storms of 60 s: {holds} holds, none shared");
 }

@@ -140,8 +140,8 @@ impl Client {
         self.core.janitor.idle().await;
     }
 
-    /// Ends the client: refuses new work, finishes what was given up, revokes the sessions (which
-    /// deletes what still hangs on them), and waits for the tasks, for at most `deadline`.
+    /// Ends the client: refuses new work, revokes the sessions (which deletes what hangs on them),
+    /// finishes what was given up, and waits for the tasks, for at most `deadline`.
     ///
     /// Guards that are still held are lost: release them first.
     ///
@@ -151,14 +151,15 @@ impl Client {
         let core = &self.core;
         let limit = core.runtime.clock.now() + deadline;
         core.closed.store(true, Ordering::Release);
+        // First, because it frees most: clean-ups can take all the time there is.
+        for session in std::mem::take(&mut *core.sessions()).into_values() {
+            session.close();
+        }
         tokio::select! {
             biased;
             () = core.janitor.idle() => {}
-            () = core.runtime.clock.sleep_until(limit) => {}
-        }
-        let unfinished = core.janitor.open();
-        for session in std::mem::take(&mut *core.sessions()).into_values() {
-            session.close();
+            // The last eighth is for the tasks to end.
+            () = core.runtime.clock.sleep_until(limit - deadline / 8) => {}
         }
         core.janitor.stop();
         core.tasks.close();
@@ -168,7 +169,7 @@ impl Client {
             () = core.runtime.clock.sleep_until(limit) => {}
         }
         Shutdown {
-            left_to_ttl: core.janitor.left().max(unfinished),
+            left_to_ttl: core.janitor.left() + core.janitor.open(),
             tasks_left: core.tasks.len(),
         }
     }
@@ -240,10 +241,9 @@ impl ClientBuilder {
 impl Core {
     /// The session of this time-to-live; a new one if there is none or it is over.
     pub(crate) fn session(&self, ttl: Ttl) -> Result<Session> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, "the client was shut down"));
-        }
         let mut sessions = self.sessions();
+        // With the lock held: a shutdown that comes now finds what is put in below.
+        self.open()?;
         if let Some(session) = sessions
             .get(&ttl)
             .filter(|session| !session.state().is_over())
@@ -253,6 +253,14 @@ impl Core {
         let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
         sessions.insert(ttl, session.clone());
         Ok(session)
+    }
+
+    /// An error if the client was shut down.
+    pub(crate) fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the client was shut down"));
+        }
+        Ok(())
     }
 
     /// Remembers that the store has reached this index.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -31,26 +31,33 @@ pub struct LockGuard {
     _held: Held,
 }
 
-/// Marks the [`Lock`](super::lock::Lock) value as having a guard.
-struct Held(Arc<AtomicBool>);
+/// Counts a guard of the [`Lock`](super::lock::Lock) value. The next one can come before the one
+/// that was released is dropped, so a flag would not do.
+struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    fn new(guards: Arc<AtomicUsize>) -> Self {
+        guards.fetch_add(1, Ordering::AcqRel);
+        Self(guards)
+    }
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl LockGuard {
-    pub(super) fn new(ticket: Ticket, held: Arc<AtomicBool>) -> Result<Self> {
+    pub(super) fn new(ticket: Ticket, guards: Arc<AtomicUsize>) -> Result<Self> {
         let term = ticket.term()?.clone();
         let (key, token) = (ticket.node()?.key.clone(), ticket.sequence()?.get());
-        held.store(true, Ordering::Release);
         Ok(Self {
             ticket,
             term,
             key,
             token,
-            _held: Held(held),
+            _held: Held::new(guards),
         })
     }
 

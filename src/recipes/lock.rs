@@ -49,7 +49,7 @@
 use std::fmt;
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,7 +72,8 @@ pub struct Lock {
     core: Arc<Core>,
     dir: Result<Key>,
     ttl: Result<Ttl>,
-    held: Arc<AtomicBool>,
+    /// How many guards this value has: none or one, and for a moment two.
+    guards: Arc<AtomicUsize>,
 }
 
 impl Lock {
@@ -81,7 +82,7 @@ impl Lock {
             core,
             dir,
             ttl: Ok(ttl),
-            held: Arc::default(),
+            guards: Arc::default(),
         }
     }
 
@@ -153,7 +154,7 @@ impl Lock {
     /// The same value, for a future that outlives the borrow.
     fn handle(&self) -> Self {
         Self {
-            held: self.held.clone(),
+            guards: self.guards.clone(),
             ..self.clone()
         }
     }
@@ -161,7 +162,10 @@ impl Lock {
     /// What must be right before anything is sent.
     fn begin(&self) -> Result<(Key, Ttl)> {
         let (dir, ttl) = (self.dir.clone()?, self.ttl.clone()?);
-        if self.held.load(Ordering::Acquire) {
+        self.core
+            .open()
+            .map_err(|error| error.during("lock").at(&dir))?;
+        if self.guards.load(Ordering::Acquire) > 0 {
             let text = "this lock value already has a guard; clone the value to queue behind it";
             return Err(Error::new(ErrorKind::AlreadyHeld, text)
                 .during("lock")
@@ -177,7 +181,7 @@ impl Lock {
     }
 
     fn guard(&self, ticket: Ticket) -> Result<LockGuard> {
-        let guard = LockGuard::new(ticket, self.held.clone())?;
+        let guard = LockGuard::new(ticket, self.guards.clone())?;
         tracing::debug!(target: "tenure::lock", key = %guard.key(), token = guard.token(), "lock held");
         Ok(guard)
     }
@@ -190,7 +194,7 @@ impl Clone for Lock {
             core: self.core.clone(),
             dir: self.dir.clone(),
             ttl: self.ttl.clone(),
-            held: Arc::default(),
+            guards: Arc::default(),
         }
     }
 }

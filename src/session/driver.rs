@@ -1,6 +1,8 @@
 //! The task that keeps one session: asks for the lease, renews it in time, revokes it at the end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -143,32 +145,39 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                 let asked = asked.iter().filter_map(|key| shared.terms.get(key));
                 asked.for_each(|(_, term)| term.extend(deadline));
             }
+            shared.mind_the_earliest(now);
         }
         Ok(renewed) => {
-            shared.machine.renewed(renewed.since, renewed.ttl, now);
-            shared.count_keys(renewed.keys.len());
-            let mut unanswered = false;
-            for (key, outcome) in renewed.keys {
-                let Some((_, term)) = shared.terms.get(&key) else {
+            let Renewed { ttl, since, keys } = renewed;
+            shared.count_keys(keys.len());
+            let mut answers: BTreeMap<Key, KeyRenewal> = keys.into_iter().collect();
+            let answers: Vec<_> = asked
+                .iter()
+                .map(|key| (key, answers.remove(key).unwrap_or(KeyRenewal::Unknown)))
+                .filter(|(key, _)| shared.terms.contains_key(key))
+                .collect();
+            if answers.iter().any(|(_, it)| *it == KeyRenewal::Unknown) {
+                let entropy = &core.runtime.entropy;
+                shared.machine.renewed_in_part(since, ttl, now, entropy);
+            } else {
+                shared.machine.renewed(since, ttl, now);
+            }
+            for (key, answer) in answers {
+                let Some((_, term)) = shared.terms.get(key) else {
                     continue;
                 };
-                match outcome {
+                match answer {
                     KeyRenewal::Live { since } => {
                         term.extend(shared.machine.deadline_of_key(since));
                     }
-                    KeyRenewal::Unknown => {
-                        unanswered = true;
-                        term.doubt();
-                    }
+                    KeyRenewal::Unknown => term.doubt(),
                     KeyRenewal::Gone => {
                         term.lose(Loss::Deleted);
-                        shared.terms.remove(&key);
+                        shared.terms.remove(key);
                     }
                 }
             }
-            if unanswered {
-                shared.machine.missed(now, &core.runtime.entropy);
-            }
+            shared.mind_the_earliest(now);
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             tracing::debug!(target: "tenure::session", lease = %core.lease, %error, "lease gone");
@@ -195,4 +204,5 @@ async fn revoke(core: &Core) {
         clock.sleep(core.runtime.entropy.jitter(pause)).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
+    core.revoked.store(true, Ordering::Release);
 }

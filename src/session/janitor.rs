@@ -2,7 +2,7 @@
 //!
 //! A ticket that is dropped cannot talk to a server, so it hands its tag to the janitor, which
 //! is one task per client. A chore is tried until the store says that it is settled, or until
-//! the ticket's own time-to-live has ended it.
+//! nothing renews the ticket any more and its own time-to-live has ended it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,25 +11,27 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::key::Index;
-use crate::runtime::{Instant, Runtime};
-use crate::store::{Store, Withdraw};
+use crate::runtime::Runtime;
+use crate::session::Fate;
+use crate::store::{Store, Withdraw, Withdrawn};
 
-/// How many chores are under way at once.
+/// How many withdrawals are under way at once. A chore that waits for its next try holds none.
 const HANDS: usize = 32;
 
 /// An append to take back.
 pub(crate) struct Chore {
     /// Which.
     pub(crate) withdraw: Withdraw,
-    /// When the store itself will have ended it.
-    pub(crate) until: Instant,
-    /// Told the index at which it was found to be gone.
-    pub(crate) done: Box<dyn FnOnce(Index) + Send>,
+    /// How long it can live without being renewed.
+    pub(crate) ttl: Duration,
+    /// The session whose lease it hangs on. As long as that lives, so can the ticket.
+    pub(crate) fate: Fate,
+    /// Told what was found.
+    pub(crate) done: Box<dyn FnOnce(Withdrawn) + Send>,
 }
 
 /// A handle on a client's janitor. Handing over a chore never blocks and never fails; with the
@@ -45,6 +47,9 @@ struct Book {
     open: watch::Sender<usize>,
     left: AtomicUsize,
     stop: CancellationToken,
+    hands: Semaphore,
+    /// Whether a withdrawn append can no longer take effect.
+    cancels: bool,
 }
 
 impl Janitor {
@@ -54,6 +59,8 @@ impl Janitor {
             open: watch::Sender::new(0),
             left: AtomicUsize::new(0),
             stop: CancellationToken::new(),
+            hands: Semaphore::new(HANDS),
+            cancels: store.about().cancels,
         });
         tasks.spawn(sweep(store, runtime, inbox, book.clone()));
         Self { chores, book }
@@ -104,9 +111,12 @@ impl Book {
     }
 
     fn forget(&self, chore: &Chore) {
-        self.left.fetch_add(1, Ordering::Relaxed);
-        let Withdraw { dir, tag, .. } = &chore.withdraw;
-        tracing::warn!(target: "tenure::janitor", %dir, %tag, "a ticket was left to its TTL");
+        let Withdraw { dir, tag, node, .. } = &chore.withdraw;
+        // It went with its lease, unless it was not there yet and nothing keeps it from coming.
+        if !(chore.fate.is_revoked() && (node.is_some() || self.cancels)) {
+            self.left.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "tenure::janitor", %dir, %tag, "a ticket was left to its TTL");
+        }
         self.close();
     }
 }
@@ -122,50 +132,68 @@ async fn sweep(
     while !closed || !busy.is_empty() {
         tokio::select! {
             biased;
-            () = book.stop.cancelled() => break,
+            () = book.stop.cancelled(), if !closed => {
+                closed = true;
+                inbox.close();
+                while let Ok(chore) = inbox.try_recv() {
+                    book.forget(&chore);
+                }
+            }
             Some(()) = busy.next() => {}
-            chore = inbox.recv(), if !closed && busy.len() < HANDS => match chore {
+            chore = inbox.recv(), if !closed => match chore {
                 Some(chore) => busy.push(settle(&*store, &runtime, chore, &book)),
                 None => closed = true,
             },
         }
     }
-    inbox.close();
-    while let Ok(chore) = inbox.try_recv() {
-        book.forget(&chore);
-    }
 }
 
-/// Tries until it is settled or the store has ended it.
+/// Tries until it is settled, the store has ended it, or the janitor is stopped.
 async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book) {
     // A server that is away costs little to ask again; a look for a late commit costs a
     // linearizable read, so these are further apart.
     let (mut pause, most) = (Duration::from_millis(25), Duration::from_secs(2));
+    // When the store itself will have ended it.
+    let mut until = runtime.clock.now() + chore.ttl;
     loop {
-        let over = runtime.clock.has_passed(chore.until);
-        match store.withdraw(chore.withdraw.clone()).await {
+        let over = runtime.clock.has_passed(until);
+        let attempt = async {
+            let _hand = book.hands.acquire().await;
+            store.withdraw(chore.withdraw.clone()).await
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = book.stop.cancelled() => return book.forget(&chore),
+            outcome = attempt => outcome,
+        };
+        match outcome {
             Ok(withdrawn) if withdrawn.settled || over => {
                 // Not settled, but nobody refreshes it: had it come, it would be over by now.
-                (chore.done)(withdrawn.index);
+                (chore.done)(withdrawn);
                 return book.close();
             }
             Ok(_) => pause = pause.max(Duration::from_millis(250)),
             Err(error) => {
                 let Withdraw { dir, tag, .. } = &chore.withdraw;
                 tracing::debug!(target: "tenure::janitor", %dir, %tag, %error, "withdrawal failed");
-                if over {
+                if !chore.fate.is_over() {
+                    // On a store with leases the session keeps the ticket alive with the rest.
+                    until = runtime.clock.now() + chore.ttl;
+                } else if over {
                     return book.forget(&chore);
                 }
             }
         }
-        let left = chore
-            .until
-            .since(runtime.clock.now())
-            .max(Duration::from_millis(1));
-        runtime
-            .clock
-            .sleep(runtime.entropy.jitter(pause).min(left))
-            .await;
+        let left = until.since(runtime.clock.now());
+        let nap = runtime
+            .entropy
+            .jitter(pause)
+            .min(left.max(Duration::from_millis(1)));
+        tokio::select! {
+            biased;
+            () = book.stop.cancelled() => return book.forget(&chore),
+            () = runtime.clock.sleep(nap) => {}
+        }
         pause = (pause * 2).min(most);
     }
 }

@@ -30,6 +30,12 @@ const RATE_MARGIN: u32 = 200;
 /// The time from a check of the deadline to the act that it allows.
 const LATENCY_MARGIN: Duration = Duration::from_millis(20);
 
+/// How often a lease is asked for without an answer before the store counts as away.
+const GRANTS: u32 = 5;
+
+/// The least time between two renewals, whatever a store answers.
+const BREATH: Duration = Duration::from_millis(25);
+
 #[derive(Debug)]
 pub(super) struct Machine {
     ttl: Ttl,
@@ -38,7 +44,7 @@ pub(super) struct Machine {
 
 #[derive(Debug)]
 enum Phase {
-    Starting { retry: Retry },
+    Starting { retry: Retry, unanswered: u32 },
     Running(Term),
     Over(SessionState),
 }
@@ -79,6 +85,7 @@ impl Machine {
             ttl,
             phase: Phase::Starting {
                 retry: Retry::new(),
+                unanswered: 0,
             },
         }
     }
@@ -123,8 +130,9 @@ impl Machine {
 
     /// The grant failed: how long to wait before the next try, or nothing if that is pointless.
     pub(super) fn refused(&mut self, error: &Error, entropy: &Entropy) -> Option<Duration> {
-        if let Phase::Starting { retry } = &mut self.phase {
-            if error.is_ambiguous() {
+        if let Phase::Starting { retry, unanswered } = &mut self.phase {
+            *unanswered += 1;
+            if error.is_ambiguous() && *unanswered < GRANTS {
                 return Some(retry.pause(entropy));
             }
             self.phase = Phase::Over(SessionState::Failed);
@@ -140,8 +148,42 @@ impl Machine {
         if let Phase::Running(term) = &mut self.phase {
             self.ttl = ttl;
             term.since = term.since.max(since);
-            term.due = term.since + ttl.get() / 3;
+            // An answer that counts from long ago must not make this a loop without a pause.
+            term.due = (term.since + ttl.get() / 3).max(now + BREATH);
             term.suspect = None;
+        }
+    }
+
+    /// As [`renewed`](Self::renewed), but some keys were not told about: another attempt is due
+    /// after a pause, which grows as long as this goes on.
+    pub(super) fn renewed_in_part(
+        &mut self,
+        since: Instant,
+        ttl: Ttl,
+        now: Instant,
+        entropy: &Entropy,
+    ) {
+        let retry = match &mut self.phase {
+            Phase::Running(term) => term.suspect.take(),
+            Phase::Starting { .. } | Phase::Over(_) => None,
+        };
+        self.renewed(since, ttl, now);
+        if let Phase::Running(term) = &mut self.phase {
+            term.suspect = retry;
+        }
+        self.missed(now, entropy);
+    }
+
+    /// A key's own deadline may be nearer than the session's: the next renewal must leave it a
+    /// third of a term, and a try after a failed one must not wait longer than it has.
+    pub(super) fn mind(&mut self, deadline: Instant, now: Instant) {
+        let ttl = self.ttl.get();
+        if let Phase::Running(term) = &mut self.phase {
+            let due = match term.suspect {
+                None => deadline - ttl / 3,
+                Some(_) => now + deadline.since(now) / 3,
+            };
+            term.due = term.due.min(due.max(now + BREATH));
         }
     }
 
@@ -150,8 +192,13 @@ impl Machine {
         if self.expire(now) {
             return;
         }
+        let left = self
+            .deadline()
+            .map_or(BREATH, |deadline| deadline.since(now));
         if let Phase::Running(term) = &mut self.phase {
-            term.due = now + term.suspect.get_or_insert_with(Retry::new).pause(entropy);
+            let pause = term.suspect.get_or_insert_with(Retry::new).pause(entropy);
+            // The last tries must not be spent waiting: the nearer the end, the closer they are.
+            term.due = now + pause.min((left / 3).max(BREATH));
         }
     }
 

@@ -23,6 +23,7 @@ mod term;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -84,6 +85,23 @@ struct Core {
     state: watch::Sender<SessionState>,
     /// Cancelled when the session is to be revoked.
     closing: CancellationToken,
+    /// Set when it has been.
+    revoked: AtomicBool,
+}
+
+/// What becomes of a session, seen by those who must not keep it alive.
+pub(crate) struct Fate(Arc<Core>);
+
+impl Fate {
+    /// Whether it renews nothing any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.lock().machine.state().is_over()
+    }
+
+    /// Whether its lease was ended, with everything that hung on it.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.0.revoked.load(Ordering::Acquire)
+    }
 }
 
 struct Shared {
@@ -133,6 +151,7 @@ impl Session {
             }),
             state: watch::Sender::new(SessionState::Starting),
             closing: CancellationToken::new(),
+            revoked: AtomicBool::new(false),
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
@@ -176,6 +195,11 @@ impl Session {
     /// How long a term is; what was asked for until the store has granted one.
     pub(crate) fn ttl(&self) -> Ttl {
         self.core.lock().machine.ttl()
+    }
+
+    /// What becomes of it, without keeping it alive.
+    pub(crate) fn fate(&self) -> Fate {
+        Fate(self.core.clone())
     }
 
     /// A tag that no other append has.
@@ -223,7 +247,12 @@ impl Session {
         let Some(cause) = self.core.lock().failure.clone() else {
             return Error::new(ErrorKind::Unavailable, "the store granted no lease");
         };
-        Error::new(cause.kind(), "no lease was granted").caused_by(cause)
+        // A lease that may have been granted after all harms nobody.
+        let kind = match cause.kind() {
+            ErrorKind::Ambiguous => ErrorKind::Unavailable,
+            kind => kind,
+        };
+        Error::new(kind, "no lease was granted").caused_by(cause)
     }
 }
 
@@ -245,10 +274,21 @@ impl Core {
 }
 
 impl Shared {
-    fn attached(&self) -> Vec<Attached> {
+    /// What is to be renewed. Not what is lost: to keep that alive would keep the next waiting.
+    fn attached(&mut self) -> Vec<Attached> {
+        self.terms.retain(|_, (_, term)| term.check().is_ok());
         let attach =
             |(key, (value, _)): (&Key, &(Bytes, _))| Attached::new(key.clone(), value.clone());
         self.terms.iter().map(attach).collect()
+    }
+
+    /// A key that came during a renewal, or whose own counts from earlier than the session's,
+    /// must not end before the next one.
+    fn mind_the_earliest(&mut self, now: Instant) {
+        let deadlines = self.terms.values().filter_map(|(_, term)| term.deadline());
+        if let Some(earliest) = deadlines.min() {
+            self.machine.mind(earliest, now);
+        }
     }
 
     /// Warns, once, when the store makes each key cost a write for each renewal.

@@ -43,13 +43,19 @@ pub(super) async fn drive(
     }
 }
 
+/// A read that is under way.
+type Listing = BoxFuture<'static, Result<View>>;
+
+/// A failure this long after the pause for the one before begins a new series.
+const CALM: Duration = Duration::from_secs(2);
+
 struct Driver {
     lines: Arc<Lines>,
     dir: Key,
     layout: Layout,
     machine: Machine,
     tickets: BTreeMap<Position, Seat>,
-    listing: Option<BoxFuture<'static, Result<View>>>,
+    listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
     /// No read or watch is begun before this: the last one failed.
     pause: Option<(Instant, Duration)>,
@@ -123,9 +129,10 @@ impl Driver {
                 self.tickets.remove(&position);
                 self.machine.leaving(&position, now);
             }
-            Input::Left(position, index) => {
+            Input::Left(position, withdrawn) => {
                 self.tickets.remove(&position);
-                self.machine.left(&position, index);
+                self.machine
+                    .left(&position, withdrawn.index, withdrawn.removed);
             }
         }
     }
@@ -193,7 +200,14 @@ impl Driver {
         let get = Get::children(self.dir.clone())
             .fresh(Freshness::AtLeast(at_least))
             .keys_only();
-        self.listing = Some(Box::pin(async move { store.get(get).await }));
+        self.listing = Some(Box::pin(async move {
+            let view = store.get(get).await?;
+            if view.index < at_least {
+                let text = format!("a list at {} where {at_least} was asked for", view.index);
+                return Err(Error::new(ErrorKind::Unavailable, text));
+            }
+            Ok(view)
+        }));
     }
 
     fn open_watch(&mut self, key: Key, from: Index) {
@@ -223,10 +237,7 @@ impl Driver {
     fn listed(&mut self, outcome: Result<View>) {
         self.listing = None;
         match outcome {
-            Ok(view) => {
-                self.pause = None;
-                self.learn(&view);
-            }
+            Ok(view) => self.learn(&view),
             Err(error) => self.failed(&error),
         }
     }
@@ -250,13 +261,14 @@ impl Driver {
             Some(Err(error)) => {
                 self.watches.remove(key);
                 self.machine.doubt();
-                if error.kind() != ErrorKind::HistoryLost {
-                    self.failed(&error);
-                }
+                self.failed(&error);
             }
+            // Against the rules; an end tells nothing about the key.
             None => {
                 self.watches.remove(key);
                 self.machine.doubt();
+                let text = "a watch ended without an error";
+                self.failed(&Error::new(ErrorKind::Unavailable, text));
             }
         }
     }
@@ -280,14 +292,15 @@ impl Driver {
                 .for_each(|seat| answer(seat, Err(error.clone())));
         }
         tracing::debug!(target: "tenure::line", dir = %self.dir, %error, "cannot see the line");
-        let length = self
-            .pause
-            .map_or(Duration::from_millis(25), |(_, length)| length * 2);
+        let now = self.now();
+        // A list that succeeds between two watches that fail is no success.
+        let length = match self.pause {
+            Some((until, length)) if now < until + CALM => length * 2,
+            _ => Duration::from_millis(25),
+        };
         let length = length.min(Duration::from_secs(1));
-        self.pause = Some((
-            self.now() + self.lines.runtime.entropy.jitter(length),
-            length,
-        ));
+        let until = now + self.lines.runtime.entropy.jitter(length);
+        self.pause = Some((until, length));
     }
 }
 
@@ -299,9 +312,7 @@ fn answer(seat: &mut Seat, answer: Result<()>) {
 }
 
 /// The read that is under way; never returns if there is none.
-fn in_flight<'a>(
-    listing: &'a mut Option<BoxFuture<'static, Result<View>>>,
-) -> impl Future<Output = Result<View>> + 'a {
+fn in_flight<'a>(listing: &'a mut Option<Listing>) -> impl Future<Output = Result<View>> + 'a {
     poll_fn(|cx| match listing {
         Some(view) => Pin::new(view).poll(cx),
         None => Poll::Pending,

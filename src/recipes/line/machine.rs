@@ -18,8 +18,8 @@
 //! Only the first waiting ticket of a process needs to know who is before it, so a list is asked
 //! for when a ticket becomes first and was appended after the last list. Tickets of this process
 //! leave with an acknowledgement, so a handoff inside a process costs no read at all. A foreign
-//! predecessor is watched, one key; when it goes and others are still believed to be before us,
-//! one list tells.
+//! predecessor is watched, one key; when it goes, one list tells whether others are still before
+//! us, and whether we are still there ourselves: nobody is admitted whose lease was revoked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -107,9 +107,13 @@ impl Machine {
         self.admit();
     }
 
-    /// Our ticket's deletion at `index` was acknowledged.
-    pub(super) fn left(&mut self, ticket: &Position, index: Index) {
+    /// Our ticket was found to be gone at `index`; whether it was `removed` just then.
+    pub(super) fn left(&mut self, ticket: &Position, index: Index, removed: bool) {
         self.live.remove(ticket);
+        if !removed {
+            // It may have ended long before, and what took it may have taken others of ours.
+            self.stale = self.stale.max(Some(index));
+        }
         self.remember_gone(&ticket.key, index);
         self.admit();
     }
@@ -165,8 +169,13 @@ impl Machine {
         for ticket in hit {
             match self.live.remove(&ticket) {
                 Some(Owner::Ours(_, Role::Leaving(_))) | None => {}
-                Some(Owner::Ours(..)) => self.effects.push(Effect::Gone(ticket.clone())),
-                // Others may have left unwatched while this one was in front of us.
+                // What took it may have taken others of ours.
+                Some(Owner::Ours(..)) => {
+                    self.effects.push(Effect::Gone(ticket.clone()));
+                    self.stale = self.stale.max(Some(index));
+                }
+                // Others may have left unwatched while this one was in front of us, and so may
+                // our own: it is not watched while it waits.
                 Some(Owner::Foreign) => self.stale = self.stale.max(Some(index)),
             }
             self.remember_gone(&ticket.key, index);
@@ -202,6 +211,7 @@ impl Machine {
         };
         let newest = self.complete.map_or(at, |complete| complete.max(at));
         let known = self.complete == Some(newest);
+        let newest = self.stale.map_or(newest, |stale| stale.max(newest));
         match self.live.range(..first.clone()).next_back() {
             Some((before, Owner::Ours(at, Role::Holding(since) | Role::Leaving(since)))) => {
                 self.watch_own(&mut wants, before, *at, *since, now);
@@ -210,11 +220,12 @@ impl Machine {
             // A ticket of ours that waits is before the first that waits: there is none.
             Some((_, Owner::Ours(_, Role::Waiting))) => {}
             Some((before, Owner::Foreign)) if known => {
-                wants.watch.insert(before.key.clone(), newest.next());
+                let seen = self.complete.unwrap_or(at);
+                wants.watch.insert(before.key.clone(), seen.next());
                 wants.list = self.stale;
             }
             // Admitted already, only not taken yet.
-            None if known => {}
+            None if known && self.stale.is_none() => {}
             Some((_, Owner::Foreign)) | None => wants.list = Some(newest),
         }
         wants
@@ -238,13 +249,14 @@ impl Machine {
         }
     }
 
-    /// Admits the first waiting ticket if nothing is before it.
+    /// Admits the first waiting ticket if nothing is before it, and nothing has happened since
+    /// that may have taken the ticket itself.
     fn admit(&mut self) {
         let Some((first, at)) = self.first_waiting() else {
             return;
         };
         let known = self.complete.is_some_and(|complete| complete >= at);
-        if known && self.live.range(..first.clone()).next().is_none() {
+        if known && self.stale.is_none() && self.live.range(..first.clone()).next().is_none() {
             let effect = Effect::Admit(first);
             if !self.effects.contains(&effect) {
                 self.effects.push(effect);

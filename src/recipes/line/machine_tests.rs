@@ -51,7 +51,7 @@ fn a_list_older_than_the_ticket_admits_nobody() {
 }
 
 #[test]
-fn a_foreign_predecessor_is_watched_from_the_lists_index_and_its_end_admits() {
+fn a_foreign_predecessor_is_watched_from_the_lists_index_and_a_list_after_its_end_admits() {
     let mut machine = Machine::default();
     machine.join(ticket(5), index(5));
     machine.listed(index(7), line(&[3, 5, 6]));
@@ -62,7 +62,41 @@ fn a_foreign_predecessor_is_watched_from_the_lists_index_and_its_end_admits() {
         (None, BTreeMap::from([(ticket(3).key, index(8))]))
     );
     machine.deleted(&ticket(3).key, index(9));
+    assert_eq!(machine.effects(), []);
+    assert_eq!(machine.wants(at(0)).list, Some(index(9)));
+    machine.listed(index(9), line(&[5, 6]));
     assert_eq!(machine.effects(), admit(5));
+}
+
+#[test]
+fn a_waiter_that_went_before_its_predecessor_is_not_admitted() {
+    let mut machine = Machine::default();
+    machine.join(ticket(5), index(5));
+    machine.listed(index(7), line(&[3, 5]));
+    // 5 went at 8, unwatched.
+    machine.deleted(&ticket(3).key, index(9));
+    machine.listed(index(9), line(&[]));
+    assert_eq!(machine.effects(), [Effect::Gone(ticket(5))]);
+}
+
+#[test]
+fn a_ticket_that_was_gone_when_it_was_taken_back_casts_doubt_on_the_next_of_ours() {
+    for removed in [true, false] {
+        let mut machine = Machine::default();
+        machine.join_holding(ticket(5), index(5), at(0));
+        machine.join(ticket(6), index(6));
+        machine.listed(index(6), line(&[5, 6]));
+        machine.leaving(&ticket(5), at(1));
+        machine.left(&ticket(5), index(9), removed);
+        if removed {
+            assert_eq!(machine.effects(), admit(6));
+        } else {
+            assert_eq!(machine.effects(), []);
+            assert_eq!(machine.wants(at(1)).list, Some(index(9)));
+            machine.listed(index(9), line(&[]));
+            assert_eq!(machine.effects(), [Effect::Gone(ticket(6))]);
+        }
+    }
 }
 
 #[test]
@@ -85,10 +119,10 @@ fn a_handoff_inside_the_process_reads_nothing() {
     machine.join(ticket(7), index(7));
     machine.listed(index(7), line(&[5, 6, 7]));
     assert_eq!(machine.effects(), []);
-    machine.left(&ticket(5), index(8));
+    machine.left(&ticket(5), index(8), true);
     assert_eq!(machine.effects(), admit(6));
     machine.holding(&ticket(6), at(1));
-    machine.left(&ticket(6), index(9));
+    machine.left(&ticket(6), index(9), true);
     assert_eq!(machine.effects(), admit(7));
     assert_eq!(machine.wants(at(1)).list, None);
 }
@@ -145,7 +179,7 @@ fn a_deletion_newer_than_a_list_survives_that_list() {
     let mut machine = Machine::default();
     machine.join(ticket(3), index(3));
     machine.join(ticket(5), index(5));
-    machine.left(&ticket(3), index(9));
+    machine.left(&ticket(3), index(9), true);
     machine.listed(index(7), line(&[3, 5]));
     assert_eq!(machine.effects(), admit(5));
 }
@@ -168,7 +202,7 @@ fn a_join_that_arrives_after_the_list_that_shows_it_is_ours() {
     assert_eq!(machine.effects(), admit(3));
     machine.holding(&ticket(3), at(0));
     machine.join(ticket(5), index(5));
-    machine.left(&ticket(3), index(10));
+    machine.left(&ticket(3), index(10), true);
     assert_eq!(machine.effects(), admit(5));
 }
 
@@ -180,7 +214,7 @@ fn a_ticket_that_is_leaving_still_stands_in_the_way() {
     machine.listed(index(6), line(&[5, 6]));
     machine.leaving(&ticket(5), at(1));
     assert_eq!(machine.effects(), []);
-    machine.left(&ticket(5), index(9));
+    machine.left(&ticket(5), index(9), true);
     assert_eq!(machine.effects(), admit(6));
 }
 
@@ -193,7 +227,7 @@ fn a_waiter_that_leaves_lets_the_next_of_ours_be_first() {
     machine.leaving(&ticket(5), at(0));
     // 3 is gone, unwatched by 6; 5 is still there until its deletion is known.
     machine.deleted(&ticket(3).key, index(9));
-    machine.left(&ticket(5), index(10));
+    machine.left(&ticket(5), index(10), true);
     machine.listed(index(10), line(&[6]));
     assert_eq!(machine.effects(), admit(6));
 }
@@ -305,7 +339,7 @@ impl World {
             4 => {
                 let process = &mut self.processes[who];
                 if let Some((number, when)) = process.deleted.pop() {
-                    process.machine.left(&ticket(number), index(when));
+                    process.machine.left(&ticket(number), index(when), true);
                 }
             }
             5 | 6 => {
@@ -385,7 +419,7 @@ impl World {
 fn in_a_thousand_random_lines_nobody_is_admitted_behind_another_and_the_line_moves() {
     for seed in 0..1_000 {
         let mut world = World::new(seed);
-        for _ in 0..600 {
+        for _ in 0..1_200 {
             world.step();
         }
         assert!(world.admissions() > 3, "seed {seed}: the line stands still");

@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::Runtime;
 use crate::session::Term;
-use crate::store::{Store, View};
+use crate::store::{Store, View, Withdrawn};
 
 /// How many keys of our own a client watches at once. Beyond that a loss is noticed at the next
 /// renewal: on etcd v2 each watch is a connection.
@@ -83,7 +83,7 @@ pub(crate) struct Line {
 enum Input {
     Join { ticket: Joining, role: Role },
     Leaving(Position),
-    Left(Position, Index),
+    Left(Position, Withdrawn),
 }
 
 /// A ticket of this process that joins the view.
@@ -136,9 +136,9 @@ impl Line {
     }
 
     /// A ticket that joined is gone.
-    fn left(&self, position: Position, index: Index) {
+    fn left(&self, position: Position, withdrawn: Withdrawn) {
         self.tickets.fetch_sub(1, Ordering::AcqRel);
-        self.tell(Input::Left(position, index));
+        self.tell(Input::Left(position, withdrawn));
     }
 
     fn tell(&self, input: Input) {

@@ -16,10 +16,12 @@ use bytes::Bytes;
 use super::{Joining, Line};
 use crate::client::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key, Position, Sequence, Tag, Ttl};
+use crate::key::{Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Chore, Loss, Session, Term};
-use crate::store::{Append, Appended, Expiry, Freshness, Get, Naming, Node, View, Withdraw};
+use crate::store::{
+    Append, Appended, Expiry, Freshness, Get, Naming, Node, View, Withdraw, Withdrawn,
+};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
 const APPENDS: usize = 3;
@@ -188,7 +190,7 @@ impl Ticket {
             // It compares with our own tag, so a repeated or a late one harms nobody.
             let error = match self.core.store.withdraw(self.withdrawal()).await {
                 Ok(withdrawn) => {
-                    self.released(withdrawn.index);
+                    self.released(withdrawn);
                     return Ok(());
                 }
                 Err(error) => error,
@@ -337,12 +339,12 @@ impl Ticket {
     }
 
     /// Nothing is left of it in the store.
-    fn released(&mut self, index: Index) {
-        self.core.saw(index);
+    fn released(&mut self, withdrawn: Withdrawn) {
+        self.core.saw(withdrawn.index);
         if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)
             && seat.joined
         {
-            self.line.left(seat.position, index);
+            self.line.left(seat.position, withdrawn);
         }
     }
 
@@ -372,7 +374,6 @@ fn given_up(error: Error) -> Error {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let withdraw = self.withdrawal();
-        let until = self.core.runtime.clock.now() + self.session.ttl().get();
         self.step_back();
         let joined = match std::mem::replace(&mut self.state, State::Disarmed) {
             State::Disarmed => return,
@@ -380,17 +381,18 @@ impl Drop for Ticket {
             State::InLine(seat) => seat.joined.then_some(seat.position),
         };
         let (line, core) = (self.line.clone(), Arc::downgrade(&self.core));
-        let done = Box::new(move |index| {
+        let done = Box::new(move |withdrawn: Withdrawn| {
             if let Some(core) = core.upgrade() {
-                core.saw(index);
+                core.saw(withdrawn.index);
             }
             if let Some(position) = joined {
-                line.left(position, index);
+                line.left(position, withdrawn);
             }
         });
         self.core.janitor.hand_over(Chore {
             withdraw,
-            until,
+            ttl: self.session.ttl().get(),
+            fate: self.session.fate(),
             done,
         });
     }

@@ -1,0 +1,258 @@
+//! A store without leases, cancel marks, commits or "who is before me": what etcd v2 is, over
+//! the embedded store and on paused time.
+//!
+//! Each client has one of its own, over its own link: an outage of the link hits the single
+//! requests that a renewal or a withdrawal is made of.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tenure::runtime::Instant;
+use tenure::store::{
+    About, Append, Appended, Commit, Committed, Condition, Delete, Deleted, Expiry, Get, Grant,
+    Granted, KeyRenewal, Layout, Naming, Node, Put, Renew, Renewed, Updates, View, Watch, Withdraw,
+    Withdrawn, Written,
+};
+use tenure::{Error, ErrorKind, Key, LeaseId, Result, Store, Ttl};
+
+#[derive(Clone, Debug)]
+pub(crate) struct V2Like<S> {
+    inner: S,
+    leases: Arc<Mutex<BTreeMap<LeaseId, Lease>>>,
+}
+
+/// The client's own list of what hangs together.
+#[derive(Debug)]
+struct Lease {
+    ttl: Ttl,
+    keys: BTreeMap<Key, Held>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    value: Bytes,
+    /// The modified index that the next refresh compares with, where it is known.
+    pin: Option<tenure::Index>,
+    /// When the oldest refresh was sent that may have landed unheard.
+    unanswered: Option<Instant>,
+}
+
+impl<S: Store> V2Like<S> {
+    pub(crate) fn new(inner: S) -> Self {
+        Self {
+            inner,
+            leases: Arc::default(),
+        }
+    }
+
+    fn expiry(&self, expiry: Expiry) -> Result<Expiry> {
+        Ok(match expiry {
+            Expiry::With(lease) => Expiry::After(self.ttl(lease)?),
+            other => other,
+        })
+    }
+
+    fn ttl(&self, lease: LeaseId) -> Result<Ttl> {
+        let leases = self.leases.lock().unwrap();
+        let lease = leases.get(&lease).map(|lease| lease.ttl);
+        lease.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such lease"))
+    }
+
+    fn hold(&self, lease: LeaseId, key: &Key, held: Option<Held>) {
+        if let Some(lease) = self.leases.lock().unwrap().get_mut(&lease) {
+            match held {
+                Some(held) => lease.keys.insert(key.clone(), held),
+                None => lease.keys.remove(key),
+            };
+        }
+    }
+
+    async fn renew_key(&self, renew: &Renew, key: &Key, mut held: Held) -> KeyRenewal {
+        let mut landed = None;
+        for _ in 0..4 {
+            let Some(pin) = held.pin else {
+                match self.inner.get(Get::node(key.clone())).await {
+                    Ok(view) => match view.nodes.first() {
+                        Some(node) if node.value == held.value => {
+                            held.pin = Some(node.modified);
+                            landed = landed.or(held.unanswered.take());
+                            self.hold(renew.lease, key, Some(held.clone()));
+                            continue;
+                        }
+                        _ => {
+                            self.hold(renew.lease, key, None);
+                            return KeyRenewal::Gone;
+                        }
+                    },
+                    Err(_) => break,
+                }
+            };
+            let sent = held.unanswered.unwrap_or(renew.at);
+            held.unanswered = Some(sent);
+            self.hold(renew.lease, key, Some(held.clone()));
+            let Ok(ttl) = self.ttl(renew.lease) else {
+                return KeyRenewal::Gone;
+            };
+            let both = Condition::Both {
+                value: held.value.clone(),
+                index: pin,
+            };
+            let put = Put::new(key.clone(), held.value.clone(), Expiry::After(ttl)).when(both);
+            match self.inner.put(put).await {
+                Ok(written) => {
+                    held.pin = Some(written.node.modified);
+                    held.unanswered = None;
+                    self.hold(renew.lease, key, Some(held));
+                    return KeyRenewal::Live { since: renew.at };
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.hold(renew.lease, key, None);
+                    return KeyRenewal::Gone;
+                }
+                Err(error) if error.kind() == ErrorKind::ConditionFailed => held.pin = None,
+                Err(_) => break,
+            }
+        }
+        landed.map_or(KeyRenewal::Unknown, |since| KeyRenewal::Live { since })
+    }
+}
+
+#[async_trait]
+impl<S: Store + Clone> Store for V2Like<S> {
+    fn about(&self) -> About {
+        About::new("v2like", Layout::Numbered)
+    }
+
+    async fn get(&self, get: Get) -> Result<View> {
+        self.inner.get(get).await
+    }
+
+    async fn put(&self, put: Put) -> Result<Written> {
+        let expiry = self.expiry(put.expiry)?;
+        let put = Put::new(put.key, put.value, expiry).when(put.when);
+        self.inner.put(put).await
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended> {
+        let (asked, expiry) = (append.expiry, self.expiry(append.expiry)?);
+        let ticket = match append.naming {
+            Naming::Tag => Append::tagged(append.dir, append.tag, append.body, expiry),
+            _ => Append::ticket(append.dir, append.tag, expiry).body(append.body),
+        };
+        let Appended { node, .. } = self.inner.append(ticket).await?;
+        if let Expiry::With(lease) = asked {
+            let held = Held {
+                value: node.value.clone(),
+                pin: Some(node.modified),
+                unanswered: None,
+            };
+            self.hold(lease, &node.key, Some(held));
+        }
+        Ok(Appended::new(node, None))
+    }
+
+    async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
+        assert_eq!(withdraw.naming, Naming::Ticket, "recipes append tickets");
+        let view = self.inner.get(Get::children(withdraw.dir.clone())).await?;
+        let is_ours = |node: &&Node| {
+            Layout::Numbered
+                .ticket(&withdraw.dir, node)
+                .is_some_and(|ticket| ticket.tag == Some(withdraw.tag))
+        };
+        let Some(node) = view.nodes.iter().find(is_ours) else {
+            return Ok(Withdrawn::new(view.index, false, withdraw.node.is_some()));
+        };
+        let value = Condition::Value(node.value.clone());
+        match self
+            .inner
+            .delete(Delete::new(node.key.clone()).when(value))
+            .await
+        {
+            Ok(deleted) => Ok(Withdrawn::new(deleted.index, true, true)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let index = error.index().unwrap_or(view.index);
+                Ok(Withdrawn::new(index, false, true))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete(&self, delete: Delete) -> Result<Deleted> {
+        self.inner.delete(delete).await
+    }
+
+    fn watch(&self, watch: Watch) -> Updates {
+        self.inner.watch(watch)
+    }
+
+    async fn commit(&self, _: Commit) -> Result<Committed> {
+        Err(Error::new(ErrorKind::Unsupported, "one key at a time"))
+    }
+
+    /// No request: only the client knows of it.
+    async fn grant(&self, grant: Grant) -> Result<Granted> {
+        let keys = BTreeMap::new();
+        let lease = Lease {
+            ttl: grant.ttl,
+            keys,
+        };
+        let mut leases = self.leases.lock().unwrap();
+        leases.entry(grant.lease).or_insert(lease);
+        Ok(Granted::new(grant.ttl))
+    }
+
+    async fn renew(&self, renew: Renew) -> Result<Renewed> {
+        let ttl = self.ttl(renew.lease)?;
+        let known = {
+            let mut leases = self.leases.lock().unwrap();
+            let lease = leases.get_mut(&renew.lease).expect("it was there");
+            let mut known = std::mem::take(&mut lease.keys);
+            for attached in &renew.keys {
+                let held = known.remove(&attached.key).unwrap_or_else(|| Held {
+                    value: attached.value.clone(),
+                    pin: None,
+                    unanswered: None,
+                });
+                lease.keys.insert(attached.key.clone(), held);
+            }
+            lease.keys.clone()
+        };
+        let mut keys = Vec::new();
+        for (key, held) in known {
+            let renewal = self.renew_key(&renew, &key, held).await;
+            keys.push((key, renewal));
+        }
+        if !keys.is_empty() && keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown) {
+            return Err(Error::new(ErrorKind::Unavailable, "no key could be told"));
+        }
+        Ok(Renewed::new(ttl, renew.at).with_keys(keys))
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        let keys = match self.leases.lock().unwrap().get(&lease) {
+            Some(lease) => lease.keys.clone(),
+            None => return Ok(()),
+        };
+        for (key, held) in keys {
+            let value = Condition::Value(held.value);
+            match self
+                .inner
+                .delete(Delete::new(key.clone()).when(value))
+                .await
+            {
+                Ok(_) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::ConditionFailed
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+            self.hold(lease, &key, None);
+        }
+        self.leases.lock().unwrap().remove(&lease);
+        Ok(())
+    }
+}

@@ -1,0 +1,409 @@
+//! The lock over stores that misbehave: watches that end at once, history that is always lost,
+//! old lists, renewals that answer for some keys only, calls that fail for longer than a TTL.
+//! Nobody may hang, spin, hold what is lost or lose what is held.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::future::{self, IntoFuture};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tenure::embedded::Embedded;
+use tenure::runtime::Runtime;
+use tenure::store::{
+    About, Append, Appended, Commit, Committed, Delete, Deleted, Get, Grant, Granted, KeyRenewal,
+    Renew, Renewed, Scope, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+};
+use tenure::testkit::{Call, Fault, Faulty, Odds, Outage};
+use tenure::{Client, Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store, StoreExt, Ttl};
+
+#[path = "common/v2like.rs"]
+mod v2like;
+
+use v2like::V2Like;
+
+const TTL: Duration = Duration::from_secs(3);
+/// More than any step takes; only a hang reaches it.
+const LONG: Duration = Duration::from_secs(60);
+/// More calls than that are a loop without a pause; the store then falls silent, so that the
+/// test can go on and say so.
+const SPINNING: u64 = 2_000;
+
+/// What is wrong with a [`Bent`] store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bend {
+    WatchesEndAtOnce,
+    HistoryIsAlwaysLost,
+    ListsAreOlderThanAsked,
+    /// A renewal cannot tell about keys that contain this.
+    CannotTellAbout(&'static str),
+    /// A renewal says nothing at all about keys that contain this.
+    SaysNothingAbout(&'static str),
+}
+
+#[derive(Clone, Debug)]
+struct Bent {
+    inner: Arc<dyn Store>,
+    bend: Bend,
+    straight: Arc<Mutex<bool>>,
+    calls: Arc<AtomicU64>,
+    renewed: Arc<Mutex<Vec<Vec<Key>>>>,
+}
+
+impl Bent {
+    fn new(inner: impl Store, bend: Bend) -> Self {
+        Self {
+            inner: Arc::new(inner),
+            bend,
+            straight: Arc::default(),
+            calls: Arc::default(),
+            renewed: Arc::default(),
+        }
+    }
+
+    fn is(&self, bend: Bend) -> bool {
+        self.bend == bend && !*self.straight.lock().unwrap()
+    }
+
+    fn straighten(&self) {
+        *self.straight.lock().unwrap() = true;
+    }
+
+    /// Reads and watches so far.
+    fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn is_spinning(&self) -> bool {
+        self.calls.fetch_add(1, Ordering::SeqCst) > SPINNING
+    }
+}
+
+#[async_trait]
+impl Store for Bent {
+    fn about(&self) -> About {
+        self.inner.about()
+    }
+
+    async fn get(&self, get: Get) -> Result<View> {
+        if self.is_spinning() {
+            future::pending::<()>().await;
+        }
+        let list = get.scope == Scope::Tree;
+        let mut view = self.inner.get(get).await?;
+        if list && self.is(Bend::ListsAreOlderThanAsked) {
+            view.index = Index::new(1).unwrap();
+            view.nodes.clear();
+        }
+        Ok(view)
+    }
+
+    async fn put(&self, put: tenure::store::Put) -> Result<Written> {
+        self.inner.put(put).await
+    }
+
+    async fn append(&self, append: Append) -> Result<Appended> {
+        self.inner.append(append).await
+    }
+
+    async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
+        self.inner.withdraw(withdraw).await
+    }
+
+    async fn delete(&self, delete: Delete) -> Result<Deleted> {
+        self.inner.delete(delete).await
+    }
+
+    fn watch(&self, watch: Watch) -> Updates {
+        if self.is_spinning() {
+            return stream::pending().boxed();
+        }
+        let open = Ok(Update::Open(watch.from.unwrap()));
+        if self.is(Bend::WatchesEndAtOnce) {
+            return stream::iter([open]).boxed();
+        }
+        if self.is(Bend::HistoryIsAlwaysLost) {
+            let lost = Error::new(ErrorKind::HistoryLost, "the history is cleared");
+            return stream::iter([Err(lost)]).boxed();
+        }
+        self.inner.watch(watch)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed> {
+        self.inner.commit(commit).await
+    }
+
+    async fn grant(&self, grant: Grant) -> Result<Granted> {
+        self.inner.grant(grant).await
+    }
+
+    async fn renew(&self, renew: Renew) -> Result<Renewed> {
+        let asked = renew.keys.iter().map(|it| it.key.clone()).collect();
+        self.renewed.lock().unwrap().push(asked);
+        let mut renewed = self.inner.renew(renew).await?;
+        match self.bend {
+            Bend::CannotTellAbout(part) if self.is(self.bend) => {
+                for (key, renewal) in &mut renewed.keys {
+                    if key.as_str().contains(part) {
+                        *renewal = KeyRenewal::Unknown;
+                    }
+                }
+            }
+            Bend::SaysNothingAbout(part) if self.is(self.bend) => {
+                renewed.keys.retain(|(key, _)| !key.as_str().contains(part));
+            }
+            _ => {}
+        }
+        Ok(renewed)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<()> {
+        self.inner.revoke(lease).await
+    }
+}
+
+struct Scene {
+    runtime: Runtime,
+    store: Embedded,
+}
+
+fn scene() -> Scene {
+    let runtime = Runtime::on_tokio_time(1);
+    let store = Embedded::builder().runtime(runtime.clone()).build();
+    Scene { runtime, store }
+}
+
+impl Scene {
+    fn client(&self, store: impl Store) -> Client {
+        Client::builder(store)
+            .runtime(self.runtime.clone())
+            .ttl(Ttl::new(TTL).unwrap())
+            .build()
+    }
+
+    fn v2like(&self) -> V2Like<Embedded> {
+        V2Like::new(self.store.clone())
+    }
+
+    async fn line(&self, name: &str) -> Vec<tenure::store::Node> {
+        let dir = Key::new(format!("/_locks/{name}")).unwrap();
+        self.store.children(&dir).await.unwrap()
+    }
+
+    async fn line_has(&self, name: &str, length: usize) {
+        let reached = async {
+            while self.line(name).await.len() != length {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let reached = tokio::time::timeout(LONG, reached).await;
+        assert!(reached.is_ok(), "the line never had {length} tickets");
+    }
+
+    async fn sleep(&self, length: Duration) {
+        self.runtime.clock.sleep(length).await;
+    }
+}
+
+/// Waits behind a holder for a while over a bent store, whose watches are of no use, then has to
+/// get the lock by the re-check at least.
+async fn waits_without_spinning(bend: Bend) {
+    let scene = scene();
+    let holder = scene.client(scene.store.clone());
+    let bent = Bent::new(scene.store.clone(), bend);
+    let waiter = scene.client(bent.clone());
+    let guard = holder.lock("a").acquire().await.unwrap();
+    let lock = waiter.lock("a");
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    scene.line_has("a", 2).await;
+    scene.sleep(TTL * 10).await;
+    let calls = bent.calls();
+    assert!(calls < 200, "{bend:?}: {calls} reads and watches in 30 s");
+    guard.release().await.unwrap();
+    if bend == Bend::ListsAreOlderThanAsked {
+        bent.straighten();
+    }
+    let next = tokio::time::timeout(TTL, waiting).await;
+    let next = next.unwrap_or_else(|_| panic!("{bend:?}: never told"));
+    next.unwrap().unwrap().release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_whose_watches_end_at_once_looks_again_but_does_not_spin() {
+    waits_without_spinning(Bend::WatchesEndAtOnce).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_whose_history_is_always_lost_looks_again_but_does_not_spin() {
+    waits_without_spinning(Bend::HistoryIsAlwaysLost).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_is_shown_old_lists_only_asks_again_but_does_not_spin() {
+    waits_without_spinning(Bend::ListsAreOlderThanAsked).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_whose_lease_was_revoked_is_never_told_that_it_holds() {
+    for v2 in [false, true] {
+        let scene = scene();
+        let client = || match v2 {
+            true => scene.client(scene.v2like()),
+            false => scene.client(scene.store.clone()),
+        };
+        let (a, b) = (client(), client());
+        let guard = a.lock("a").acquire().await.unwrap();
+        let lock = b.lock("a");
+        let waiting = tokio::spawn(async move { lock.acquire().await });
+        scene.line_has("a", 2).await;
+        scene.sleep(Duration::from_millis(10)).await;
+        let ticket = scene.line("a").await.remove(1);
+        match ticket.lease {
+            Some(lease) => scene.store.revoke(lease).await.unwrap(),
+            None => drop(scene.store.delete(Delete::new(ticket.key)).await.unwrap()),
+        }
+        guard.release().await.unwrap();
+        let outcome = tokio::time::timeout(TTL, waiting).await.expect("told");
+        let error = outcome.unwrap().expect_err("its ticket is gone");
+        assert_eq!(error.kind(), ErrorKind::Lost);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_holders_ticket_is_gone_those_behind_it_in_the_process_are_looked_for_too() {
+    for short_hold in [false, true] {
+        let scene = scene();
+        let (a, b) = (
+            scene.client(scene.store.clone()),
+            scene.client(scene.store.clone()),
+        );
+        let guard = a.lock("a").acquire().await.unwrap();
+        let lock = a.lock("a");
+        let second = tokio::spawn(async move { lock.acquire().await });
+        scene.line_has("a", 2).await;
+        if !short_hold {
+            // Its own key is watched by now.
+            scene.sleep(Duration::from_millis(300)).await;
+        }
+        let lease = scene.line("a").await[0].lease.unwrap();
+        scene.store.revoke(lease).await.unwrap();
+        let held = b.lock("a").acquire().await.unwrap();
+        if !short_hold {
+            assert_eq!(guard.lost().await, Loss::Deleted);
+        }
+        let _ = guard.release().await;
+        let outcome = tokio::time::timeout(TTL, second).await.expect("told");
+        let error = outcome.unwrap().expect_err("another holds");
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        assert!(held.is_held());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_stays_marked_as_held_while_the_guard_after_the_released_one_lives() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    let other = scene.client(scene.store.clone());
+    let before = other.lock("a").acquire().await.unwrap();
+    let lock = Arc::new(client.lock("a"));
+    let first = tokio::spawn(lock.acquire().into_future());
+    scene.line_has("a", 2).await;
+    let second = tokio::spawn(lock.acquire().into_future());
+    scene.line_has("a", 3).await;
+    before.release().await.unwrap();
+    let first = first.await.unwrap().unwrap();
+    // Done at once and answered late: the second is told before.
+    link.next(Call::Withdraw, Fault::SlowReply(TTL / 2));
+    first.release().await.unwrap();
+    let second = second.await.unwrap().unwrap();
+    let error = lock.acquire().timeout(TTL).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyHeld);
+    second.release().await.unwrap();
+    lock.acquire().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_about_which_no_renewal_can_tell_is_asked_for_with_pauses_that_grow() {
+    for bend in [Bend::CannotTellAbout("/a/"), Bend::SaysNothingAbout("/a/")] {
+        let scene = scene();
+        let bent = Bent::new(scene.v2like(), bend);
+        let client = scene.client(bent.clone());
+        let doubtful = client.lock("a").acquire().await.unwrap();
+        let sure = client.lock("b").acquire().await.unwrap();
+        let loss = tokio::time::timeout(TTL, doubtful.lost()).await;
+        assert_eq!(loss, Ok(Loss::Expired), "{bend:?}");
+        let tries = bent.renewed.lock().unwrap().len();
+        assert!((3..30).contains(&tries), "{bend:?}: {tries} renewals");
+        assert!(sure.is_held());
+        // What is lost is not kept alive: the next in line must not wait for the guard's drop.
+        scene.sleep(TTL * 2).await;
+        assert!(sure.is_held());
+        assert_eq!(scene.line("a").await.len(), 0, "{bend:?}: kept alive");
+        drop(doubtful);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_one_renewal_said_nothing_about_is_asked_for_again_in_time() {
+    let scene = scene();
+    let bent = Bent::new(scene.v2like(), Bend::SaysNothingAbout("/a/"));
+    let client = scene.client(bent.clone());
+    let one = client.lock("a").acquire().await.unwrap();
+    let two = client.lock("b").acquire().await.unwrap();
+    scene.sleep(TTL / 2).await;
+    bent.straighten();
+    scene.sleep(TTL * 2).await;
+    assert!(one.is_held() && two.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_that_came_during_a_late_renewal_is_renewed_before_its_own_deadline() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    let early = client.lock("a").acquire().await.unwrap();
+    let mut odds = Odds::none();
+    odds.unavailable = 1.0;
+    link.set_odds(Call::Renew, odds);
+    scene.sleep(TTL - TTL / 5).await;
+    link.set_odds(Call::Renew, Odds::none());
+    for _ in 0..8 {
+        link.next(Call::Renew, Fault::SlowReply(Duration::from_millis(100)));
+    }
+    // Until a renewal is under way.
+    let renewals = link.calls(Call::Renew);
+    let under_way = async {
+        while link.calls(Call::Renew) == renewals {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let under_way = tokio::time::timeout(TTL, under_way).await;
+    under_way.expect("no renewal was tried again in time");
+    let late = client.lock("b").acquire().await.unwrap();
+    scene.sleep(TTL * 2).await;
+    assert!(early.is_held(), "the renewal came in time");
+    assert!(late.is_held(), "its lease never ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_answers_is_reported_as_such() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    link.set_outage(Outage::Silent);
+    let outcome = tokio::time::timeout(LONG, client.lock("a").acquire().into_future()).await;
+    let error = outcome.expect("waits for ever").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    link.heal();
+    client
+        .lock("a")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
