@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
@@ -31,6 +31,9 @@ pub struct Options {
     /// Election after 100 ms and heartbeats every 10 ms instead of etcd's own 1 s and 100 ms: ten
     /// times faster to start. Default: yes.
     pub quick: bool,
+    /// Keeps the data in memory where there is a file system for that: no waiting for a disk.
+    /// Default: no.
+    pub in_memory: bool,
     /// More arguments.
     pub args: Vec<String>,
 }
@@ -40,6 +43,7 @@ impl Default for Options {
         Self {
             v2: true,
             quick: true,
+            in_memory: false,
             args: Vec::new(),
         }
     }
@@ -60,7 +64,12 @@ impl Etcd {
         for _ in 0..10 {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             let name = format!("tenure-etcd-{}-{number}", std::process::id());
-            let data = std::env::temp_dir().join(name);
+            let memory = Path::new("/dev/shm");
+            let data = if options.in_memory && memory.is_dir() {
+                memory.join(name)
+            } else {
+                std::env::temp_dir().join(name)
+            };
             let [client, peer] = free_ports();
             let mut etcd = Self {
                 child: None,

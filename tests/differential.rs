@@ -1,0 +1,149 @@
+//! The embedded store against a real etcd: seeded scripts are run step by step on both, through
+//! the trait, and all that they tell is compared.
+//!
+//! Each pair of stores counts its indexes alike, so that there is nothing to translate: values,
+//! indexes, the names of tickets and the order of events must be the same. A difference must
+//! show twice, because etcd writes a little by itself; then the script is cut down to what shows
+//! it.
+//!
+//! `TENURE_SEEDS` sets how many scripts, `TENURE_FIRST_SEED` where they begin.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+#[path = "differential/pair.rs"]
+mod pair;
+#[path = "differential/script.rs"]
+mod script;
+#[path = "differential/told.rs"]
+mod told;
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pair::{Difference, Pair};
+use script::Script;
+
+const SEEDS: u64 = 120;
+/// Steps of a script.
+const LENGTH: usize = 80;
+/// Servers that work at the same time.
+const PAIRS: usize = 3;
+/// How often a story is tried with something left out.
+const TRIALS: usize = 400;
+
+#[test]
+fn the_embedded_store_and_etcd_tell_the_same_story() {
+    let seeds = number("TENURE_SEEDS", SEEDS);
+    let first = number("TENURE_FIRST_SEED", 1);
+    let next = AtomicU64::new(first);
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(worker(&next, first + seeds))
+    };
+    let (mut steps, mut failures) = (0, String::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..PAIRS).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join().unwrap() {
+                Ok(done) => steps += done,
+                Err(story) => failures.push_str(&story),
+            }
+        }
+    });
+    assert!(failures.is_empty(), "{failures}");
+    println!("{seeds} scripts, {steps} steps, no difference");
+    assert!(steps as u64 > seeds * LENGTH as u64, "scripts hardly ran");
+}
+
+/// Takes seeds until there are no more; the story of the first that fails.
+async fn worker(next: &AtomicU64, end: u64) -> Result<usize, String> {
+    let mut pair = Pair::start();
+    let (mut steps, mut passing) = (0, 0);
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= end {
+            return Ok(steps);
+        }
+        let script = Script::new(seed, LENGTH);
+        let Err(first) = pair.run(&script).await.map(|done| steps += done) else {
+            continue;
+        };
+        if let Err(again) = pair.run(&script).await {
+            next.store(end, Ordering::Relaxed);
+            return Err(shortest(&mut pair, seed, script, again).await);
+        }
+        passing += 1;
+        println!("seed {seed} differed once, and not again:\n{first}");
+        if passing > 2 {
+            return Err(format!(
+                "seed {seed}, and two before it, differ at times:\n{first}"
+            ));
+        }
+    }
+}
+
+/// The shortest story that is found by leaving out ever smaller parts.
+async fn shortest(pair: &mut Pair, seed: u64, mut script: Script, mut why: Difference) -> String {
+    let length = script.steps.len();
+    if let Some(step) = why.step {
+        script.steps.truncate(step + 1);
+    }
+    let mut trials = 0;
+    let mut part = script.steps.len() / 2;
+    while part > 0 {
+        let mut at = 0;
+        let before = script.steps.len();
+        while at < script.steps.len() && trials < TRIALS {
+            trials += 1;
+            let mut shorter = script.clone();
+            shorter.steps.drain(at..(at + part).min(script.steps.len()));
+            match pair.run(&shorter).await {
+                Err(difference) => {
+                    if let Some(step) = difference.step {
+                        shorter.steps.truncate(step + 1);
+                    }
+                    (script, why) = (shorter, difference);
+                }
+                Ok(_) => at += part,
+            }
+        }
+        // At the end once more as long as it helps: a step may be needed by one that went later.
+        if part > 1 || script.steps.len() == before {
+            part /= 2;
+        }
+    }
+    tell(seed, length, &script, &why)
+}
+
+fn tell(seed: u64, length: usize, script: &Script, why: &Difference) -> String {
+    let mut story = format!(
+        "\nseed {seed} differs; {} of its {length} steps show it:\n",
+        script.steps.len()
+    );
+    for (number, step) in script.steps.iter().enumerate() {
+        let _ = writeln!(story, "{number:3} {step:?}");
+    }
+    if why.step.is_none() {
+        let _ = writeln!(
+            story,
+            "    and in the end, with the watches {:?}",
+            script.follow
+        );
+    }
+    let _ = writeln!(story, "{why}");
+    story
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "embedded: {}\netcd:     {}", self.embedded, self.etcd)
+    }
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    let text = std::env::var(variable).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
