@@ -126,6 +126,8 @@ impl Run<'_> {
         }
         self.step = None;
         self.compare_trees().await?;
+        // Should the top be a file: nothing could be written below it.
+        self.delete(At::Top, false).await?;
         for (number, follow) in script.follow.iter().enumerate() {
             let last = self.close(follow).await?;
             let from_start = self.watched[number].watch.clone().from(start.next());

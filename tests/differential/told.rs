@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tenure::store::{
     Append, Change, Condition, Delete, Event, Expiry, Freshness, Get, Naming, Node, Page, Put,
-    Watch, Withdraw,
+    Scope, View, Watch, Withdraw,
 };
-use tenure::{Error, Index, Key, LeaseId, Result, Store, Tag, Ttl};
+use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, Tag, Ttl};
 
 use crate::script::{At, Follow, Fresh, Held, KEYS, Seen, Step, When};
 
@@ -283,7 +283,15 @@ impl Told {
                 }
             }
             Request::Get(get) => {
-                let view = store.get(get).await?;
+                let tree = get.scope == Scope::Tree;
+                let view = match store.get(get).await {
+                    // The trait does not say what the children of a file are: the embedded store
+                    // says none, and etcd's driver that there is a file.
+                    Err(error) if tree && error.kind() == ErrorKind::NotADirectory => {
+                        View::new(error.index().unwrap(), Vec::new())
+                    }
+                    outcome => outcome?,
+                };
                 let nodes: Vec<_> = view.nodes.iter().map(show).collect();
                 Self::Done {
                     text: format!("{nodes:?}, more: {}", view.more),
