@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pair::{Difference, Pair};
 use script::Script;
 
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 200;
 /// Steps of a script.
 const LENGTH: usize = 80;
 /// Servers that work at the same time.
@@ -56,6 +56,13 @@ fn the_embedded_store_and_etcd_tell_the_same_story() {
     assert!(failures.is_empty(), "{failures}");
     println!("{seeds} scripts, {steps} steps, no difference");
     assert!(steps as u64 > seeds * LENGTH as u64, "scripts hardly ran");
+}
+
+#[tokio::test]
+async fn both_remember_equally_much() {
+    let mut pair = Pair::start();
+    let compared = pair.compare_memories().await;
+    compared.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
 /// Takes seeds until there are no more; the story of the first that fails.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tenure::embedded::Embedded;
+use tenure::embedded::{Builder, Embedded};
 use tenure::etcd2::Etcd2;
 use tenure::store::{Delete, Event, Expiry, Freshness, Get, Update, Watch};
 use tenure::{Index, Key, Store, StoreExt};
@@ -94,6 +94,40 @@ impl Pair {
 async fn index(store: &dyn Store) -> Index {
     let get = Get::node(Key::new("/_pad").unwrap()).fresh(Freshness::Linearizable);
     store.get(get).await.unwrap().index
+}
+
+impl Pair {
+    /// Writes more than both remember, and watches from each index around the end of their
+    /// memory.
+    pub(crate) async fn compare_memories(&mut self) -> Same {
+        self.runs += 1;
+        let start = self.align().await;
+        let mut run = Run {
+            pair: self,
+            memory: Memory::new(self.runs, start),
+            step: None,
+            steps: 0,
+            watched: Vec::new(),
+        };
+        let mut last = start;
+        for _ in 0..Builder::HISTORY_LIMIT + 5 {
+            let put = Step::Put {
+                at: At::Key("a"),
+                text: Text::Empty,
+                when: When::Any,
+                hours: None,
+            };
+            last = run.step(&put).await?.unwrap();
+        }
+        for back in (0..5).chain(990..1_005) {
+            let from = Index::new(last.get() - back).unwrap();
+            let watch = Watch::tree(run.memory.key(At::Top)).from(from);
+            let mut watched = run.watch(watch).await?;
+            // Of what opened, all until now is told.
+            watched.compare(last).await?;
+        }
+        Ok(())
+    }
 }
 
 struct Run<'a> {
