@@ -1,7 +1,7 @@
 //! The embedded store and an etcd of its own, in step: what the one does the other does too, and
 //! both count their indexes alike.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -25,8 +25,13 @@ pub(crate) struct Pair {
     pub(crate) embedded: Embedded,
     pub(crate) etcd: Etcd2,
     runs: u64,
+    /// How often each kind of step came to which end.
+    pub(crate) ends: Ends,
     _server: Etcd,
 }
+
+/// How often something came to an end, by its name.
+pub(crate) type Ends = BTreeMap<String, usize>;
 
 /// How the two differ.
 #[derive(Debug)]
@@ -49,6 +54,7 @@ impl Pair {
             embedded: Embedded::new(),
             etcd: Etcd2::new(server.url()).unwrap(),
             runs: 0,
+            ends: Ends::new(),
             _server: server,
         }
     }
@@ -63,11 +69,15 @@ impl Pair {
             step: Some(0),
             steps: 0,
             watched: Vec::new(),
+            ends: Ends::new(),
         };
         let outcome = run.all(script, start).await;
-        let steps = run.steps;
+        let (steps, ends) = (run.steps, run.ends);
+        let top = run.memory.key(At::Top);
+        for (end, times) in ends {
+            *self.ends.entry(end).or_default() += times;
+        }
         if outcome.is_err() {
-            let top = run.memory.key(At::Top);
             for store in [&self.embedded as &dyn Store, &self.etcd] {
                 drop(store.delete(Delete::tree(top.clone())).await);
             }
@@ -108,6 +118,7 @@ impl Pair {
             step: None,
             steps: 0,
             watched: Vec::new(),
+            ends: Ends::new(),
         };
         let mut last = start;
         for _ in 0..Builder::HISTORY_LIMIT + 5 {
@@ -136,6 +147,7 @@ struct Run<'a> {
     step: Option<usize>,
     steps: usize,
     watched: Vec<Watched>,
+    ends: Ends,
 }
 
 /// A watch on both stores.
@@ -192,6 +204,7 @@ impl Run<'_> {
         if !embedded.agrees(&etcd) {
             return Err(self.differ(embedded, etcd));
         }
+        *self.ends.entry(step.end(&etcd)).or_default() += 1;
         self.memory.learn(step, &etcd);
         let Told::Done { index, .. } = etcd else {
             return Ok(None);

@@ -17,6 +17,8 @@ pub(crate) enum At {
     /// Where an append of this script landed, counted from the first; the first of [`KEYS`] while
     /// there is none.
     Ticket(usize),
+    /// Where something was lately written, counted from the last; the first of [`KEYS`] before.
+    Written(usize),
 }
 
 /// Files, directories and hidden keys in each other's way, neighbours in the order of bytes, and
@@ -236,7 +238,8 @@ fn at(rng: &mut Rng) -> At {
 fn at_below(rng: &mut Rng) -> At {
     match rng.u8(..30) {
         0 => At::Top,
-        1..4 => At::Ticket(rng.usize(..8)),
+        1..3 => At::Ticket(rng.usize(..8)),
+        3..10 => At::Written(rng.usize(..4)),
         _ => At::Key(pick(rng, KEYS)),
     }
 }

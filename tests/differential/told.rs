@@ -25,6 +25,8 @@ pub(crate) struct Memory {
     latest: BTreeMap<Key, (Index, Bytes)>,
     /// The index of each write.
     writes: Vec<Index>,
+    /// The keys of the writes.
+    places: Vec<Key>,
     /// The appends that landed.
     landed: Vec<Landed>,
     /// Where each tag was to go.
@@ -66,6 +68,7 @@ impl Memory {
             session: LeaseId::new(number).unwrap(),
             latest: BTreeMap::new(),
             writes: vec![start],
+            places: Vec::new(),
             landed: Vec::new(),
             aims: BTreeMap::new(),
             withdrawn: BTreeSet::new(),
@@ -77,6 +80,10 @@ impl Memory {
             At::Root => Key::root(),
             At::Top => self.top.clone(),
             At::Key(path) => Key::new(format!("{}/{path}", self.top)).unwrap(),
+            At::Written(back) => match self.places.iter().rev().nth(back) {
+                Some(key) => key.clone(),
+                None => self.key(At::Key(KEYS[0])),
+            },
             At::Ticket(number) => match self.landed.len() {
                 0 => self.key(At::Key(KEYS[0])),
                 some => self.landed[number % some].node.key.clone(),
@@ -173,6 +180,7 @@ impl Memory {
             return;
         };
         self.writes.push(*index);
+        self.places.push(node.key.clone());
         let written = (node.modified, node.value.clone());
         self.latest.insert(node.key.clone(), written);
         if let Step::Append { tag, .. } = *step {
@@ -231,6 +239,36 @@ impl Memory {
                 value: value(held),
                 index: index(seen),
             },
+        }
+    }
+}
+
+impl Step {
+    /// What kind of step came to what end.
+    pub(crate) fn end(&self, told: &Told) -> String {
+        let on = |when: When| match when {
+            When::Any => "",
+            When::Absent => " if absent",
+            When::Present => " if present",
+            When::Value(_) => " if it holds",
+            When::Index(_) => " if it is at",
+            When::Both(..) => " if both",
+        };
+        let what = match *self {
+            Self::Put { when, .. } => format!("put{}", on(when)),
+            Self::Append { ticket: true, .. } => "append a ticket".into(),
+            Self::Append { .. } => "append by tag".into(),
+            Self::Withdraw { .. } => "withdraw".into(),
+            Self::Delete {
+                recursive: true, ..
+            } => "delete all".into(),
+            Self::Delete { when, .. } => format!("delete{}", on(when)),
+            Self::Node { .. } => "read".into(),
+            Self::Children { .. } => "list".into(),
+        };
+        match told {
+            Told::Done { .. } => format!("{what}: done"),
+            Told::Refused(error) => format!("{what}: {:?}", error.kind()),
         }
     }
 }
