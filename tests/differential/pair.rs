@@ -38,8 +38,22 @@ pub(crate) type Ends = BTreeMap<String, usize>;
 pub(crate) struct Difference {
     /// At which step; `None` after the last.
     pub(crate) step: Option<usize>,
+    /// What was compared.
+    pub(crate) what: String,
     pub(crate) embedded: String,
     pub(crate) etcd: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            embedded,
+            etcd,
+            ..
+        } = self;
+        write!(f, "{what}\nembedded: {embedded}\netcd:     {etcd}")
+    }
 }
 
 type Same<T = ()> = Result<T, Difference>;
@@ -83,6 +97,11 @@ impl Pair {
             }
         }
         outcome.map(|()| steps)
+    }
+
+    /// Begins with a new embedded store, so that what earlier runs have spoilt in it is gone.
+    pub(crate) fn renew(&mut self) {
+        self.embedded = Embedded::new();
     }
 
     /// Writes to the store whose index is behind until both are at the same. etcd writes a little
@@ -202,7 +221,7 @@ impl Run<'_> {
         let embedded = Told::by(&self.pair.embedded, request.clone()).await;
         let etcd = Told::by(&self.pair.etcd, request).await;
         if !embedded.agrees(&etcd) {
-            return Err(self.differ(embedded, etcd));
+            return Err(self.differ(format!("{step:?}"), embedded, etcd));
         }
         *self.ends.entry(step.end(&etcd)).or_default() += 1;
         self.memory.learn(step, &etcd);
@@ -232,7 +251,8 @@ impl Run<'_> {
         let embedded = whole_tree(&self.pair.embedded, &top).await.unwrap();
         let etcd = whole_tree(&self.pair.etcd, &top).await.unwrap();
         if embedded != etcd {
-            return Err(self.differ(format!("\n{embedded}"), format!("\n{etcd}")));
+            let shown = |tree| format!("\n{tree}");
+            return Err(self.differ("the whole tree", shown(embedded), shown(etcd)));
         }
         Ok(())
     }
@@ -273,8 +293,9 @@ impl Run<'_> {
         let (embedded, embedded_at) = Events::open(&self.pair.embedded, watch.clone()).await;
         let (etcd, etcd_at) = Events::open(&self.pair.etcd, watch.clone()).await;
         if embedded_at != etcd_at {
-            let open = |at| format!("a watch opens at {at:?}");
-            return Err(self.differ(open(embedded_at), open(etcd_at)));
+            let open = |at| format!("opens at {at:?}");
+            let what = format!("{watch:?}");
+            return Err(self.differ(what, open(embedded_at), open(etcd_at)));
         }
         Ok(Watched {
             watch,
@@ -284,9 +305,15 @@ impl Run<'_> {
         })
     }
 
-    fn differ(&self, embedded: impl fmt::Display, etcd: impl fmt::Display) -> Difference {
+    fn differ(
+        &self,
+        what: impl Into<String>,
+        embedded: impl fmt::Display,
+        etcd: impl fmt::Display,
+    ) -> Difference {
         Difference {
             step: self.step,
+            what: what.into(),
             embedded: embedded.to_string(),
             etcd: etcd.to_string(),
         }
@@ -300,11 +327,11 @@ impl Watched {
         let etcd = self.etcd.until(last).await;
         let (embedded, etcd) = (self.story(embedded), self.story(etcd));
         if embedded != etcd {
-            let title = format!("{:?} tells\n", self.watch);
             return Err(Difference {
                 step: None,
-                embedded: format!("{title}{embedded}"),
-                etcd: format!("{title}{etcd}"),
+                what: format!("{:?}", self.watch),
+                embedded: format!("tells\n{embedded}"),
+                etcd: format!("tells\n{etcd}"),
             });
         }
         Ok(())

@@ -310,15 +310,22 @@ mod tests {
         assert_eq!(refused(core.delete_if(&delete("/none"))), "100 /none");
         assert_eq!(refused(core.delete_if(&delete("/"))), "107 /");
         assert_eq!(refused(core.delete_if(&delete("/d"))), "102 /d");
-        for path in ["/d", "/none", "/"] {
-            let odd = Delete::tree(key(path)).when(Condition::Present);
-            assert_eq!(core.delete_if(&odd).unwrap_err().code, Code::InvalidField);
-        }
         assert!(
             core.delete_if(&Delete::tree(key("/d")))
                 .unwrap()
                 .removes_dir()
         );
+    }
+
+    #[test]
+    fn a_recursive_deletion_on_a_condition_is_refused_whatever_is_there() {
+        let mut core = core();
+        core.have("/d/f", "");
+        for path in ["/d", "/d/f", "/none", "/"] {
+            let odd = Delete::tree(key(path)).when(Condition::Present);
+            assert_eq!(core.delete_if(&odd).unwrap_err().code, Code::InvalidField);
+        }
+        assert_eq!(core.index(), index(4));
     }
 
     #[test]
