@@ -3,8 +3,8 @@
 //!
 //! Each pair of stores counts its indexes alike, so that there is nothing to translate: values,
 //! indexes, the names of tickets and the order of events must be the same. A difference must
-//! show twice, because etcd writes a little by itself, the second time on a new embedded store; then the script is cut down to what shows
-//! it.
+//! show twice, because etcd writes a little by itself, the second time on a new embedded store;
+//! then the script is cut down to what shows it.
 //!
 //! `TENURE_SEEDS` sets how many scripts, `TENURE_FIRST_SEED` where they begin.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
@@ -19,17 +19,20 @@ mod told;
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use pair::{Difference, Ends, Pair};
 use script::Script;
 
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 120;
 /// Steps of a script.
 const LENGTH: usize = 80;
 /// Servers that work at the same time.
 const PAIRS: usize = 3;
-/// How often a story is tried with something left out.
-const TRIALS: usize = 400;
+/// For how long a story is tried with something left out.
+const CUTTING: Duration = Duration::from_secs(30);
 
 /// What scripts must come to, by the kind of step.
 const ENDS: &[(&str, &str)] = &[
@@ -135,13 +138,12 @@ async fn shortest(pair: &mut Pair, seed: u64, mut script: Script, mut why: Diffe
     if let Some(step) = why.step {
         script.steps.truncate(step + 1);
     }
-    let mut trials = 0;
+    let until = Instant::now() + CUTTING;
     let mut part = script.steps.len() / 2;
     while part > 0 {
         let mut at = 0;
         let before = script.steps.len();
-        while at < script.steps.len() && trials < TRIALS {
-            trials += 1;
+        while at < script.steps.len() && Instant::now() < until {
             let mut shorter = script.clone();
             shorter.steps.drain(at..(at + part).min(script.steps.len()));
             pair.renew();
@@ -161,6 +163,9 @@ async fn shortest(pair: &mut Pair, seed: u64, mut script: Script, mut why: Diffe
         }
     }
     for watch in (0..script.follow.len()).rev() {
+        if Instant::now() >= until {
+            break;
+        }
         let mut shorter = script.clone();
         shorter.follow.remove(watch);
         pair.renew();

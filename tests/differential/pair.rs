@@ -18,7 +18,7 @@ use crate::script::{At, Follow, Script, Step, Text, When};
 use crate::told::{Memory, Request, Told, is_from_above, show_event, whole_tree};
 
 /// How long a watch may keep silent about something that has happened.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Pair {
@@ -149,7 +149,7 @@ impl Pair {
             };
             last = run.step(&put).await?.unwrap();
         }
-        for back in (0..5).chain(990..1_005) {
+        for back in (0..2).chain(997..1_004) {
             let from = Index::new(last.get() - back).unwrap();
             let watch = Watch::tree(run.memory.key(At::Top)).from(from);
             let mut watched = run.watch(watch).await?;
