@@ -32,7 +32,7 @@ const LENGTH: usize = 80;
 /// Servers that work at the same time.
 const PAIRS: usize = 3;
 /// For how long a story is tried with something left out.
-const CUTTING: Duration = Duration::from_secs(30);
+const CUTTING: Duration = Duration::from_secs(10);
 
 /// What scripts must come to, by the kind of step.
 const ENDS: &[(&str, &str)] = &[

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::etcd::Etcd;
 use tenure::etcd2::Etcd2;
-use tenure::store::{Condition, Delete, Expiry, Put};
-use tenure::{ErrorKind, Index, Key, Store, StoreExt, Ttl};
+use tenure::store::{Append, Condition, Delete, Expiry, Naming, Put, Withdraw};
+use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Tag, Ttl};
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
@@ -111,5 +111,28 @@ async fn a_deletion_if_absent_fails_by_what_is_there() {
         ("/dir/file/x", ErrorKind::NotFound),
     ] {
         assert_eq!(delete(&store, at, Condition::Absent).await, kind, "{at}");
+    }
+}
+
+#[tokio::test]
+async fn a_withdrawal_spares_a_directory_in_the_nodes_place() {
+    let etcd = Etcd::start();
+    let (store, _) = with_a_file(&etcd).await;
+    for (nonce, naming) in [(1, Naming::Tag), (2, Naming::Ticket)] {
+        let (dir, tag) = (key("/line"), Tag::new(LeaseId::new(7).unwrap(), nonce));
+        let append = match naming {
+            Naming::Tag => Append::tagged(dir.clone(), tag, "x", Expiry::Never),
+            _ => Append::ticket(dir.clone(), tag, Expiry::Never),
+        };
+        let node = store.append(append).await.unwrap().node;
+        store.remove(&node.key).await.unwrap().unwrap();
+        let below = Put::new(node.key.join("below").unwrap(), "", Expiry::Never);
+        let below = store.put(below).await.unwrap().node.key;
+        let withdraw = Withdraw::new(dir, tag, naming);
+        for withdraw in [withdraw.clone(), withdraw.node(node)] {
+            let withdrawn = store.withdraw(withdraw).await.unwrap();
+            assert!(!withdrawn.removed, "{naming:?}");
+        }
+        assert!(store.node(&below).await.unwrap().is_some());
     }
 }

@@ -301,7 +301,10 @@ fn deleted(reply: &Reply) -> Deleted {
 /// The answer to a withdrawal that found nothing.
 fn absent(error: Error, settled: bool) -> Result<Withdrawn> {
     match error.index() {
-        Some(index) if is_absence(&error) => Ok(Withdrawn::new(index, false, settled)),
+        // A directory there is none of ours.
+        Some(index) if is_absence(&error) || error.kind() == ErrorKind::NotAFile => {
+            Ok(Withdrawn::new(index, false, settled))
+        }
         _ => Err(error),
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum At {
     /// Where an append of this script landed, counted from the first; the first of [`KEYS`] while
     /// there is none.
     Ticket(usize),
+    /// Below where an append of this script landed: what makes a directory in its place.
+    BelowTicket(usize),
     /// Where something was lately written, counted from the last; the first of [`KEYS`] before.
     Written(usize),
 }
@@ -239,7 +241,8 @@ fn at_below(rng: &mut Rng) -> At {
     match rng.u8(..30) {
         0 => At::Top,
         1..3 => At::Ticket(rng.usize(..8)),
-        3..10 => At::Written(rng.usize(..4)),
+        3 => At::BelowTicket(rng.usize(..8)),
+        4..10 => At::Written(rng.usize(..4)),
         _ => At::Key(pick(rng, KEYS)),
     }
 }

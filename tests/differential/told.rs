@@ -80,6 +80,7 @@ impl Memory {
             At::Root => Key::root(),
             At::Top => self.top.clone(),
             At::Key(path) => Key::new(format!("{}/{path}", self.top)).unwrap(),
+            At::BelowTicket(number) => self.key(At::Ticket(number)).join("x").unwrap(),
             At::Written(back) => match self.places.iter().rev().nth(back) {
                 Some(key) => key.clone(),
                 None => self.key(At::Key(KEYS[0])),
