@@ -135,7 +135,7 @@ impl Driver {
             }
             Condition::Absent => {
                 let node = self.file(key, deadline).await?;
-                let text = "there is something, and a deletion wants it so";
+                let text = "there is something at the key";
                 return Err(Error::new(ErrorKind::ConditionFailed, text).seen_at(node.modified));
             }
             Condition::Created(_) => return Err(no_created()),
