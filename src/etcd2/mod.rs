@@ -11,8 +11,10 @@
 //!
 //! # What to know about v2
 //! * Values are UTF-8; anything else is refused with `InvalidValue` before it is sent.
-//! * A condition on an empty value, or a deletion on one too long for a URL, costs one
-//!   linearizable read more: the server cannot be asked for it directly.
+//! * A condition on an empty value, a deletion on one too long for a URL, and a put of an empty
+//!   value on [`Present`](crate::store::Condition::Present) cost one linearizable read more: the
+//!   server cannot be asked for them directly. (The last it would take for a directory too, and
+//!   give that a time-to-live.)
 //! * A time-to-live is measured by wall clocks, in whole seconds, and ends up to half a second
 //!   late: see [`Builder::max_skew`]. A node whose time has run out but that is not swept yet is
 //!   not reported by reads; conditions still meet it.

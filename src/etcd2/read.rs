@@ -24,10 +24,21 @@ impl Driver {
 
     /// The node as it is now, even if its time has run out and it is only not swept yet.
     pub(super) async fn look(&self, key: &Key, deadline: Instant) -> Result<Option<Node>> {
-        match self.fetch(key, Freshness::Linearizable, deadline).await? {
-            Found::Nothing(_) => Ok(None),
-            Found::Reply(reply) => Ok(reply.body.node.node(reply.index)),
+        match self.there(key, deadline).await {
+            Ok(node) => Ok(Some(node)),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
         }
+    }
+
+    /// The same, or the server's reason why there is none.
+    pub(super) async fn there(&self, key: &Key, deadline: Instant) -> Result<Node> {
+        let quorum = query(Method::GET, key, &Params::new().flag("quorum"))?;
+        let reply = self.read(&quorum, 0, deadline).await?;
+        reply.body.node.node(reply.index).ok_or_else(|| {
+            let text = "the node that was asked for has a key that breaks the rules of keys";
+            Error::new(ErrorKind::Protocol, text).on(&*reply.server)
+        })
     }
 
     pub(super) async fn fetch(
@@ -71,14 +82,17 @@ impl Driver {
     fn found(&self, outcome: Result<Reply>) -> Result<Found> {
         match outcome {
             Ok(reply) => Ok(Found::Reply(Box::new(reply))),
-            Err(error) => match (error.kind(), error.index()) {
-                (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(index)) => {
-                    Ok(Found::Nothing(index))
-                }
+            Err(error) => match error.index() {
+                Some(index) if is_absence(&error) => Ok(Found::Nothing(index)),
                 _ => Err(error),
             },
         }
     }
+}
+
+/// Whether the server says that there is nothing; below a file there is nothing either.
+pub(super) fn is_absence(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// What a GET found.

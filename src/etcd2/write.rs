@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::driver::{Driver, Reply};
-use super::read::Found;
+use super::read::{Found, is_absence};
 use super::request::{Params, fitting, form, query, text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Tag};
@@ -22,6 +22,7 @@ const LOOKS: usize = 4;
 impl Driver {
     pub(super) async fn put(&self, put: &Put) -> Result<Written> {
         let deadline = self.deadline();
+        check_root(&put.key)?;
         let value = text(&put.value)?;
         let ttl = self.ttl_of(put.expiry)?;
         let mut params = Params::new().with("value", value);
@@ -49,6 +50,11 @@ impl Driver {
         let plain = match &put.when {
             Condition::Any => Params::new(),
             Condition::Absent => Params::new().with("prevExist", "false"),
+            // Of a directory etcd would take it as a new time-to-live.
+            Condition::Present if put.value.is_empty() => {
+                let reply = self.pinned(key, None, None, deadline, make).await?;
+                return written(reply);
+            }
             Condition::Present => Params::new().flag("prevExist"),
             Condition::Index(index) => Params::new().previous(None, Some(*index)),
             Condition::Value(value) => {
@@ -98,22 +104,20 @@ impl Driver {
     }
 
     pub(super) async fn delete(&self, delete: &Delete) -> Result<Deleted> {
+        if delete.recursive && delete.when != Condition::Any {
+            let text = "a recursive deletion takes no condition";
+            return Err(Error::new(ErrorKind::InvalidOptions, text));
+        }
+        check_root(&delete.key)?;
         match self.delete_when(delete).await {
             Ok(reply) => Ok(deleted(reply)),
-            Err(error) if error.kind() == ErrorKind::NotADirectory => {
-                let text = "there is nothing: a key above it is a file";
-                Err(Error::new(ErrorKind::NotFound, text).caused_by(error))
-            }
+            Err(error) if error.kind() == ErrorKind::NotADirectory => Err(nothing(&error)),
             Err(error) => Err(error),
         }
     }
 
     async fn delete_when(&self, delete: &Delete) -> Result<Reply> {
         let deadline = self.deadline();
-        if delete.recursive && delete.when != Condition::Any {
-            let text = "a recursive deletion takes no condition";
-            return Err(Error::new(ErrorKind::InvalidOptions, text));
-        }
         let key = &delete.key;
         let make = |params: Params| query(Method::DELETE, key, &params);
         let plain = match &delete.when {
@@ -128,8 +132,9 @@ impl Driver {
                 return self.compared(key, value, index, deadline, make).await;
             }
             Condition::Absent => {
-                let text = "a deletion wants something to be there";
-                return Err(Error::new(ErrorKind::InvalidOptions, text));
+                let node = self.file(key, deadline).await?;
+                let text = "there is something at the key";
+                return Err(Error::new(ErrorKind::ConditionFailed, text).seen_at(node.modified));
             }
             Condition::Created(_) => return Err(no_created()),
         };
@@ -153,46 +158,53 @@ impl Driver {
         make: impl Fn(Params) -> Result<Call>,
     ) -> Result<Reply> {
         let said = Params::new().previous(Some(text(value)?), index);
-        let mut look = 1;
         if !value.is_empty()
             && let Some(call) = fitting(make(said))?
         {
             return self.write(&call, Repeat::NeverSent, deadline).await;
         }
-        loop {
-            let pin = self.compare_here(key, value, index, deadline).await?;
-            let call = make(Params::new().previous(None, Some(pin)))?;
+        self.pinned(key, Some(value), index, deadline, make).await
+    }
+
+    /// Reads a file, compares it here with what is given, and sends the write on the condition of
+    /// the index that was read.
+    async fn pinned(
+        &self,
+        key: &Key,
+        value: Option<&Bytes>,
+        index: Option<Index>,
+        deadline: Instant,
+        make: impl Fn(Params) -> Result<Call>,
+    ) -> Result<Reply> {
+        for _ in 0..LOOKS {
+            let node = self.file(key, deadline).await?;
+            let failed = |text: &'static str| {
+                Err(Error::new(ErrorKind::ConditionFailed, text).seen_at(node.modified))
+            };
+            if value.is_some_and(|value| *value != node.value) {
+                return failed("it holds another value");
+            }
+            if index.is_some_and(|index| index != node.modified) {
+                return failed("it was modified since");
+            }
+            let call = make(Params::new().previous(None, Some(node.modified)))?;
             match self.write(&call, Repeat::NeverSent, deadline).await {
-                Err(error) if error.kind() == ErrorKind::ConditionFailed && look < LOOKS => {
-                    look += 1;
-                }
+                Err(error) if error.kind() == ErrorKind::ConditionFailed => {}
                 outcome => return outcome,
             }
         }
+        let text = "the node kept changing while it was being compared";
+        Err(Error::new(ErrorKind::Unavailable, text))
     }
 
-    /// The index of the node at `key`, if it is what the condition says.
-    async fn compare_here(
-        &self,
-        key: &Key,
-        value: &Bytes,
-        index: Option<Index>,
-        deadline: Instant,
-    ) -> Result<Index> {
-        let Some(node) = self.look(key, deadline).await? else {
-            return Err(Error::new(ErrorKind::NotFound, "key not found"));
-        };
-        let failed = |kind, text: &'static str| Err(Error::new(kind, text).seen_at(node.modified));
+    /// The file at `key`, or why there is none.
+    async fn file(&self, key: &Key, deadline: Instant) -> Result<Node> {
+        let node = self.there(key, deadline).await?;
         if node.is_dir {
-            return failed(ErrorKind::NotAFile, "this is a directory");
+            let text = "this is a directory";
+            return Err(Error::new(ErrorKind::NotAFile, text).seen_at(node.modified));
         }
-        if node.value != *value {
-            return failed(ErrorKind::ConditionFailed, "it holds another value");
-        }
-        if index.is_some_and(|index| index != node.modified) {
-            return failed(ErrorKind::ConditionFailed, "it was modified since");
-        }
-        Ok(node.modified)
+        Ok(node)
     }
 
     pub(super) async fn withdraw(&self, withdraw: &Withdraw) -> Result<Withdrawn> {
@@ -285,12 +297,37 @@ fn deleted(reply: Reply) -> Deleted {
 
 /// The answer to a withdrawal that found nothing.
 fn absent(error: Error, settled: bool) -> Result<Withdrawn> {
-    match (error.kind(), error.index()) {
-        (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(index)) => {
+    match error.index() {
+        // A directory there is none of ours.
+        Some(index) if is_absence(&error) || error.kind() == ErrorKind::NotAFile => {
             Ok(Withdrawn::new(index, false, settled))
         }
         _ => Err(error),
     }
+}
+
+/// The error of a deletion below a file: there is nothing.
+fn nothing(error: &Error) -> Error {
+    let mut nothing = Error::new(ErrorKind::NotFound, error.detail().to_owned());
+    if let Some(code) = error.code() {
+        nothing = nothing.with_code(code);
+    }
+    if let Some(index) = error.index() {
+        nothing = nothing.seen_at(index);
+    }
+    match error.server() {
+        Some(server) => nothing.on(server),
+        None => nothing,
+    }
+}
+
+/// etcd refuses some writes of the root as the root's and some as a directory's.
+fn check_root(key: &Key) -> Result<()> {
+    if key.is_root() {
+        let text = "the root is read only";
+        return Err(Error::new(ErrorKind::RootReadOnly, text));
+    }
+    Ok(())
 }
 
 fn no_created() -> Error {

@@ -30,8 +30,8 @@ impl Core {
 
     /// Deletes a node on a condition; there must be one.
     pub(crate) fn delete_if(&mut self, delete: &Delete) -> Outcome<Arc<Event>> {
-        self.find(&delete.key)?;
         self.delete_fits(delete)?;
+        self.find(&delete.key)?;
         self.check(&delete.key, &delete.when)?;
         self.removal(delete_action(delete), &delete.key)
     }
@@ -104,9 +104,6 @@ impl Core {
             when,
             recursive,
         } = delete;
-        if key.is_root() {
-            return Err(self.refusal_at(Code::RootReadOnly, key));
-        }
         if *recursive && *when != Condition::Any {
             return Err(Refusal {
                 key: Some(key.clone()),
@@ -115,6 +112,9 @@ impl Core {
                     "a recursive deletion takes no condition",
                 )
             });
+        }
+        if key.is_root() {
+            return Err(self.refusal_at(Code::RootReadOnly, key));
         }
         match self.tree.find(key) {
             Ok(stored) if stored.is_dir() && !recursive => {
@@ -310,13 +310,22 @@ mod tests {
         assert_eq!(refused(core.delete_if(&delete("/none"))), "100 /none");
         assert_eq!(refused(core.delete_if(&delete("/"))), "107 /");
         assert_eq!(refused(core.delete_if(&delete("/d"))), "102 /d");
-        let odd = Delete::tree(key("/d")).when(Condition::Present);
-        assert_eq!(core.delete_if(&odd).unwrap_err().code, Code::InvalidField);
         assert!(
             core.delete_if(&Delete::tree(key("/d")))
                 .unwrap()
                 .removes_dir()
         );
+    }
+
+    #[test]
+    fn a_recursive_deletion_on_a_condition_is_refused_whatever_is_there() {
+        let mut core = core();
+        core.have("/d/f", "");
+        for path in ["/d", "/d/f", "/none", "/"] {
+            let odd = Delete::tree(key(path)).when(Condition::Present);
+            assert_eq!(core.delete_if(&odd).unwrap_err().code, Code::InvalidField);
+        }
+        assert_eq!(core.index(), index(4));
     }
 
     #[test]
