@@ -16,21 +16,10 @@ use tenure::etcd2::Etcd2;
 use tenure::store::Prefixed;
 use tenure::{Key, Store, conformance};
 
-/// The checks that the driver does not pass yet, and why. One that it passes must go from here.
-const OPEN: &[(&str, &str)] = &[(
-    "a_deletion_of_nothing_is_not_found",
-    "deleting a key below a file is `NotADirectory` (etcd's 104), and there is nothing to delete",
-)];
-
 async fn conforms(store: impl Store, under: &Key) {
     let report = conformance::run(Arc::new(store), under).await;
-    let failed: Vec<_> = report.failures().map(|(name, _)| name).collect();
-    let open: Vec<_> = OPEN.iter().map(|(name, _)| *name).collect();
-    assert_eq!(failed, open, "{report}");
-    assert_eq!(
-        report.passed().count() + open.len(),
-        conformance::all().count()
-    );
+    assert_eq!(report.failures().count(), 0, "{report}");
+    assert_eq!(report.passed().count(), conformance::all().count());
 }
 
 #[tokio::test]

@@ -242,6 +242,11 @@ async fn directories_and_files_do_not_pass_for_each_other() {
     let empty = store.delete(Delete::new(key("/dir"))).await.unwrap_err();
     assert_eq!(empty.kind(), ErrorKind::NotAFile);
     write(&store, "/dir/a/b", "x").await;
+    let below = store
+        .delete(Delete::new(key("/dir/a/b/c")))
+        .await
+        .unwrap_err();
+    assert_eq!(below.kind(), ErrorKind::NotFound);
     let guarded = Delete::tree(key("/dir")).when(Condition::Present);
     let guarded = store.delete(guarded).await.unwrap_err();
     assert_eq!(guarded.kind(), ErrorKind::InvalidOptions);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::{Acquire, Client, Error, Key, Lock, LockGuard, Store, StoreExt};
 
-fn shared<T: Send + Sync + 'static>() {}
+fn shared<T: ?Sized + Send + Sync + 'static>() {}
 fn sent<T: Send>(_: &T) {}
 
 #[test]

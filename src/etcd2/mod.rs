@@ -17,6 +17,8 @@
 //!   late: see [`Builder::max_skew`]. A node whose time has run out but that is not swept yet is
 //!   not reported by reads; conditions still meet it.
 //! * Listing the children of a file is `NotADirectory`; a key below a file is simply not there.
+//! * A watch moves on only while it is read. One that is left alone after an event while more than
+//!   1,000 others happen in the store ends with `HistoryLost`.
 //! * A watch that no server answers goes on trying for [`Builder::watch_patience`].
 
 mod builder;
@@ -68,7 +70,7 @@ impl Etcd2 {
     /// Asks whether there is an etcd with a v2 API: one local read of a key that nobody has.
     ///
     /// # Errors
-    /// `Unreachable` names every endpoint and why; `Unsupported` is an etcd without v2;
+    /// `Unreachable` names every endpoint and why, after the operation timeout; `Unsupported` is an etcd without v2;
     /// `Protocol` is something else; `Unauthorized` refuses the user.
     ///
     /// # Cancel safety

@@ -18,7 +18,7 @@ impl Driver {
         let deadline = self.deadline();
         match self.fetch(&get.key, get.freshness, deadline).await? {
             Found::Nothing(index) => Ok(View::new(index, Vec::new())),
-            Found::Reply(reply) => view(get, &reply),
+            Found::Reply(reply) => view(get, *reply),
         }
     }
 
@@ -98,14 +98,13 @@ impl Found {
 }
 
 /// The view that was asked for.
-fn view(get: &Get, reply: &Reply) -> Result<View> {
+fn view(get: &Get, reply: Reply) -> Result<View> {
     let index = reply.index;
-    let top = &reply.body.node;
+    let top = reply.body.node;
     let nodes = match get.scope {
         Scope::Node => live(top, index).into_iter().collect(),
         Scope::Tree => {
-            let is_file = live(top, index).is_some_and(|it| !it.is_dir);
-            if is_file {
+            if top.is_file() {
                 let text = "this is a file and has no children";
                 return Err(Error::new(ErrorKind::NotADirectory, text).seen_at(index));
             }
@@ -124,11 +123,11 @@ fn view(get: &Get, reply: &Reply) -> Result<View> {
 }
 
 /// All direct children: etcd v2 cannot page.
-fn children(get: &Get, top: &RawNode, index: Index) -> Vec<Node> {
+fn children(get: &Get, top: RawNode, index: Index) -> Vec<Node> {
     let after = get.page.as_ref().and_then(|page| page.after.as_ref());
     let mut nodes: Vec<Node> = top
         .nodes
-        .iter()
+        .into_iter()
         .filter_map(|it| live(it, index))
         .filter(|it| !it.key.is_hidden_below(&get.key))
         .filter(|it| after.is_none_or(|after| it.key > *after))
@@ -138,6 +137,6 @@ fn children(get: &Get, top: &RawNode, index: Index) -> Vec<Node> {
 }
 
 /// The node, unless its time has run out.
-fn live(raw: &RawNode, index: Index) -> Option<Node> {
+fn live(raw: RawNode, index: Index) -> Option<Node> {
     (!raw.is_expired()).then(|| raw.node(index)).flatten()
 }

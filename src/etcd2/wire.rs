@@ -79,7 +79,9 @@ impl Body {
 impl RawNode {
     /// As a node; `now` stands in for the indexes that the root does not have. `None` for a key
     /// that breaks this crate's rules: others may have written it.
-    pub(super) fn node(&self, now: Index) -> Option<Node> {
+    pub(super) fn node(self, now: Index) -> Option<Node> {
+        let left = u64::try_from(self.ttl).unwrap_or(0);
+        let ttl = self.expires().then(|| Duration::from_secs(left));
         let key = match self.key.as_str() {
             "" => Key::root(),
             text => Key::new(text).ok()?,
@@ -89,16 +91,20 @@ impl RawNode {
         let node = if self.dir {
             Node::dir(key, created, modified)
         } else {
-            Node::file(key, Bytes::from(self.value.clone()), created, modified)
+            Node::file(key, Bytes::from(self.value), created, modified)
         };
-        let left = u64::try_from(self.ttl).unwrap_or(0);
-        Some(node.with_ttl(self.expires().then(|| Duration::from_secs(left))))
+        Some(node.with_ttl(ttl))
     }
 
     /// Whether its time has run out, though the server has not swept it yet: that takes up to
     /// half a second, in which a read still finds it.
     pub(super) fn is_expired(&self) -> bool {
         self.expires() && self.ttl <= 0
+    }
+
+    /// Whether it is there and no directory.
+    pub(super) fn is_file(&self) -> bool {
+        !self.dir && !self.is_expired()
     }
 
     fn expires(&self) -> bool {
@@ -120,10 +126,10 @@ mod tests {
             r#"{"action":"compareAndSwap","node":{"key":"/b","value":"z","expiration":"2026-11-22T08:16:58.2Z","ttl":5,"modifiedIndex":13,"createdIndex":12},"prevNode":{"key":"/b","modifiedIndex":12,"createdIndex":12}}"#,
         );
         assert_eq!(body.action, Action::CompareAndSwap);
+        assert!(!body.node.is_expired());
         let node = body.node.node(Index::new(99).unwrap()).unwrap();
         assert_eq!((&node.value[..], node.created.get()), (&b"z"[..], 12));
         assert_eq!(node.ttl, Some(Duration::from_secs(5)));
-        assert!(!body.node.is_expired());
         assert!(body.previous.is_some());
     }
 

@@ -53,18 +53,18 @@ impl Driver {
             Condition::Index(index) => Params::new().previous(None, Some(*index)),
             Condition::Value(value) => {
                 let reply = self.compared(key, value, None, deadline, make).await?;
-                return written(&reply);
+                return written(reply);
             }
             Condition::Both { value, index } => {
                 let index = Some(*index);
                 let reply = self.compared(key, value, index, deadline, make).await?;
-                return written(&reply);
+                return written(reply);
             }
             Condition::Created(_) => return Err(no_created()),
         };
         let call = make(plain)?;
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
-        written(&reply)
+        written(reply)
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<Appended> {
@@ -89,7 +89,7 @@ impl Driver {
         let call = form(Method::POST, &append.dir, params)?;
         // A second POST would be a second ticket.
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
-        let node = written(&reply)?.node;
+        let node = written(reply)?.node;
         if let Expiry::With(lease) = append.expiry {
             let attaching = self.leases.attaching(lease, &node.key, &value);
             attaching.landed(node.modified);
@@ -98,6 +98,17 @@ impl Driver {
     }
 
     pub(super) async fn delete(&self, delete: &Delete) -> Result<Deleted> {
+        match self.delete_when(delete).await {
+            Ok(reply) => Ok(deleted(reply)),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                let text = "there is nothing: a key above it is a file";
+                Err(Error::new(ErrorKind::NotFound, text).caused_by(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_when(&self, delete: &Delete) -> Result<Reply> {
         let deadline = self.deadline();
         if delete.recursive && delete.when != Condition::Any {
             let text = "a recursive deletion takes no condition";
@@ -110,14 +121,11 @@ impl Driver {
             Condition::Any | Condition::Present => Params::new(),
             Condition::Index(index) => Params::new().previous(None, Some(*index)),
             Condition::Value(value) => {
-                let reply = self.compared(key, value, None, deadline, make).await?;
-                return Ok(deleted(&reply));
+                return self.compared(key, value, None, deadline, make).await;
             }
             Condition::Both { value, index } => {
-                let reply = self
-                    .compared(key, value, Some(*index), deadline, make)
-                    .await?;
-                return Ok(deleted(&reply));
+                let index = Some(*index);
+                return self.compared(key, value, index, deadline, make).await;
             }
             Condition::Absent => {
                 let text = "a deletion wants something to be there";
@@ -126,8 +134,7 @@ impl Driver {
             Condition::Created(_) => return Err(no_created()),
         };
         let call = make(plain)?;
-        let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
-        Ok(deleted(&reply))
+        self.write(&call, Repeat::NeverSent, deadline).await
     }
 
     /// Sends a write on the condition that the node holds `value`, and was last modified at
@@ -196,7 +203,7 @@ impl Driver {
             let call = query(Method::DELETE, &key, &Params::new())?;
             // The name is the tag: nobody else's node can be there.
             return match self.write(&call, Repeat::Harmless, deadline).await {
-                Ok(reply) => Ok(Withdrawn::new(deleted(&reply).index, true, true)),
+                Ok(reply) => Ok(Withdrawn::new(deleted(reply).index, true, true)),
                 Err(error) => absent(error, known),
             };
         }
@@ -218,7 +225,7 @@ impl Driver {
             // Repeating is harmless: a value that begins with our tag was written by nobody else,
             // and is never written twice.
             match self.write(&call, Repeat::Harmless, deadline).await {
-                Ok(reply) => return Ok(Withdrawn::new(deleted(&reply).index, true, true)),
+                Ok(reply) => return Ok(Withdrawn::new(deleted(reply).index, true, true)),
                 Err(error) if error.kind() == ErrorKind::ConditionFailed => {}
                 Err(error) => return absent(error, true),
             }
@@ -240,7 +247,7 @@ impl Driver {
             Found::Nothing(index) => return Ok((index, None)),
             Found::Reply(reply) => reply,
         };
-        let mut nodes = reply.body.node.nodes.iter();
+        let mut nodes = reply.body.node.nodes.into_iter();
         let found = nodes.find_map(|raw| {
             let node = raw.node(reply.index)?;
             let ticket = Layout::Numbered.ticket(dir, &node)?;
@@ -259,8 +266,8 @@ impl Driver {
     }
 }
 
-fn written(reply: &Reply) -> Result<Written> {
-    let previous = reply.body.previous.as_ref();
+fn written(reply: Reply) -> Result<Written> {
+    let previous = reply.body.previous;
     let previous = previous.and_then(|it| it.node(reply.index));
     let node = reply.body.node.node(reply.index).ok_or_else(|| {
         let text = "the write was acknowledged for a key that breaks the rules of keys";
@@ -269,10 +276,10 @@ fn written(reply: &Reply) -> Result<Written> {
     Ok(Written::new(node, previous))
 }
 
-fn deleted(reply: &Reply) -> Deleted {
+fn deleted(reply: Reply) -> Deleted {
     let node = reply.body.node.node(reply.index);
     let index = node.map_or(reply.index, |it| it.modified);
-    let previous = reply.body.previous.as_ref();
+    let previous = reply.body.previous;
     Deleted::new(index, previous.and_then(|it| it.node(reply.index)))
 }
 

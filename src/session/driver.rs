@@ -123,7 +123,7 @@ async fn renew(core: &Core, deadline: Instant) {
         () = core.closing.cancelled() => return,
         answer = core.store.renew(Renew::new(core.lease, sent, asked)) => answer,
         () = core.runtime.clock.sleep(patience) => {
-            Err(Error::new(ErrorKind::Timeout, format!("no answer within {patience:?}")))
+            Err(Error::new(ErrorKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
         }
     };
     let state = {

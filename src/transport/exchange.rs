@@ -132,7 +132,7 @@ impl Exchange {
                 let maybe_sent = connection.connection_metadata().is_some();
                 let took = until.since(started);
                 let what = if maybe_sent { "answer" } else { "connection" };
-                return Err(Failure::new(maybe_sent, format!("no {what} within {took:?}")));
+                return Err(Failure::new(maybe_sent, format!("no {what} within {} ms", took.as_millis())));
             }
         };
         let answer = outcome.map_err(|error| Failure::of(error, &connection))?;

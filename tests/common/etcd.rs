@@ -1,4 +1,5 @@
-//! A real etcd for tests: one member with the v2 API on free loopback ports, gone when dropped.
+//! A real etcd for tests: one member, or three, with the v2 API on free loopback ports, gone when
+//! dropped.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,6 +19,9 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Etcd {
     child: Option<Child>,
     options: Options,
+    name: String,
+    /// All members and their peer addresses, as etcd wants to be told.
+    members: String,
     client: u16,
     peer: u16,
     data: PathBuf,
@@ -56,25 +60,53 @@ impl Etcd {
     /// # Panics
     /// Without an etcd binary, or when it does not become healthy.
     pub fn start_with(options: &Options) -> Self {
-        static STARTED: AtomicU32 = AtomicU32::new(0);
         for _ in 0..10 {
-            let number = STARTED.fetch_add(1, Ordering::Relaxed);
-            let name = format!("tenure-etcd-{}-{number}", std::process::id());
-            let data = std::env::temp_dir().join(name);
-            let [client, peer] = free_ports();
-            let mut etcd = Self {
-                child: None,
-                options: options.clone(),
-                client,
-                peer,
-                data,
-            };
+            let mut etcd = Self::prepare(options, "one");
+            etcd.members = etcd.member();
+            etcd.spawn();
             // The ports were free a moment ago. If somebody was quicker, etcd ends at once.
-            if etcd.launch() {
+            if etcd.wait_until_healthy() {
                 return etcd;
             }
         }
         panic!("etcd does not start: ten pairs of ports were taken");
+    }
+
+    /// Starts three members of one cluster and waits until all are healthy.
+    pub fn start_three() -> [Self; 3] {
+        for _ in 0..10 {
+            let options = Options::default();
+            let mut all = ["one", "two", "three"].map(|name| Self::prepare(&options, name));
+            let members = all.each_ref().map(Self::member).join(",");
+            for etcd in &mut all {
+                etcd.members.clone_from(&members);
+                etcd.spawn();
+            }
+            if all.iter_mut().all(Self::wait_until_healthy) {
+                return all;
+            }
+        }
+        panic!("etcd does not start: ten sets of ports were taken");
+    }
+
+    fn prepare(options: &Options, name: &str) -> Self {
+        static PREPARED: AtomicU32 = AtomicU32::new(0);
+        let number = PREPARED.fetch_add(1, Ordering::Relaxed);
+        let dir = format!("tenure-etcd-{}-{number}", std::process::id());
+        let [client, peer] = free_ports();
+        Self {
+            child: None,
+            options: options.clone(),
+            name: name.to_owned(),
+            members: String::new(),
+            client,
+            peer,
+            data: data_root().join(dir),
+        }
+    }
+
+    fn member(&self) -> String {
+        format!("{}=http://127.0.0.1:{}", self.name, self.peer)
     }
 
     /// `http://127.0.0.1:port`.
@@ -98,7 +130,9 @@ impl Etcd {
     /// Kills it if it runs, starts it on the same ports and data, and waits until it is healthy.
     pub fn restart(&mut self) {
         self.stop();
-        assert!(self.launch(), "etcd does not start again on {}", self.url());
+        self.spawn();
+        let healthy = self.wait_until_healthy();
+        assert!(healthy, "etcd does not start again on {}", self.url());
     }
 
     /// Kills it, throws its data away and starts it on the same ports: another cluster, with
@@ -108,7 +142,10 @@ impl Etcd {
         let _ = fs::remove_dir_all(&self.data);
         // A cluster's id is made of its name and its members' peer addresses.
         self.peer = free_ports::<1>()[0];
-        assert!(self.launch(), "etcd does not start anew on {}", self.url());
+        self.members = self.member();
+        self.spawn();
+        let healthy = self.wait_until_healthy();
+        assert!(healthy, "etcd does not start anew on {}", self.url());
     }
 
     /// Stops it from running, as a machine that hangs.
@@ -193,18 +230,17 @@ impl Etcd {
         }
     }
 
-    /// Starts the process and waits. False when it ended by itself.
-    fn launch(&mut self) -> bool {
+    fn spawn(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
         let mut command = Command::new("etcd");
         command
-            .args(["--name", "one", "--data-dir"])
+            .args(["--name", &self.name, "--data-dir"])
             .arg(&self.data)
             .args(["--listen-client-urls", &client])
             .args(["--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer])
             .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--initial-cluster", &self.members])
             .args(["--logger", "zap", "--log-level", "panic"])
             .args(&self.options.args)
             .stdin(Stdio::null())
@@ -220,9 +256,9 @@ impl Etcd {
             panic!("no etcd here ({error}): run ./scripts/test, which fetches what the tests need")
         });
         self.child = Some(child);
-        self.wait_until_healthy()
     }
 
+    /// False when it ended by itself.
     fn wait_until_healthy(&mut self) -> bool {
         for _ in 0..(PATIENCE.as_millis() / POLL.as_millis()) {
             let ended = self
@@ -266,6 +302,24 @@ pub struct Metrics {
     pub proposals: u64,
     /// Requests to the v2 API.
     pub http_requests: u64,
+}
+
+/// Memory, where there is enough of it: what a slow disk does to etcd is not what these tests are
+/// about. Else the directory for temporary files.
+fn data_root() -> PathBuf {
+    const ENOUGH_KIB: u64 = 4 << 20;
+    let df = Command::new("df")
+        .args(["-k", "--output=avail", "/dev/shm"])
+        .output();
+    let free = df.ok().and_then(|df| {
+        let text = String::from_utf8(df.stdout).ok()?;
+        text.lines().last()?.trim().parse::<u64>().ok()
+    });
+    if free.is_some_and(|free| free >= ENOUGH_KIB) {
+        PathBuf::from("/dev/shm")
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {

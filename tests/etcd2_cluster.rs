@@ -1,0 +1,140 @@
+//! The etcd v2 driver on three real members, of which one hangs, dies or is cut off.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::etcd::Etcd;
+use futures_util::StreamExt;
+use tenure::etcd2::{Builder, Etcd2};
+use tenure::runtime::Instant;
+use tenure::store::{Attached, Expiry, Grant, KeyRenewal, Put, Renew, Update, Updates, Watch};
+use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Ttl};
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+fn options(members: &[Etcd]) -> Builder {
+    let urls: Vec<String> = members.iter().map(Etcd::url).collect();
+    Etcd2::builder(urls.join(","))
+}
+
+/// Writes until it is acknowledged: what comes between is ambiguous or unavailable.
+async fn write(store: &Etcd2, at: &str, value: &str) -> Index {
+    let write = async {
+        loop {
+            match store
+                .put(Put::new(key(at), value.to_owned(), Expiry::Never))
+                .await
+            {
+                Ok(written) => return written.index(),
+                Err(error) => assert!(error.is_ambiguous() || error.is_transient(), "{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), write)
+        .await
+        .expect("a write within 30 s")
+}
+
+async fn opened(updates: &mut Updates) -> Index {
+    match updates.next().await.unwrap().unwrap() {
+        Update::Open(index) => index,
+        other => panic!("{other:?} before the watch was open"),
+    }
+}
+
+/// Reads on until the watch tells of the write at `index`.
+async fn sees(updates: &mut Updates, index: Index) {
+    let seen = async {
+        loop {
+            if let Update::Event(event) = updates.next().await.unwrap().unwrap() {
+                assert!(event.index <= index, "{index} was left out");
+                if event.index == index {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen)
+        .await
+        .expect("an event within 30 s");
+}
+
+#[tokio::test]
+async fn a_watch_on_a_member_that_hangs_moves_to_another() {
+    let members = Etcd::start_three();
+    let store = options(&members)
+        .poll_period(Duration::from_millis(1_100))
+        .build()
+        .unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    let index = write(&store, "/w/a", "before").await;
+    write(&store, "/elsewhere", "so that there is progress to tell of").await;
+    sees(&mut updates, index).await;
+    // A quiet period, after which a poll is certainly open there.
+    let update = tokio::time::timeout(Duration::from_secs(30), updates.next()).await;
+    let update = update.unwrap().unwrap().unwrap();
+    assert!(matches!(update, Update::Progress(_)), "{update:?}");
+    members[0].pause();
+    let index = write(&store, "/w/a", "meanwhile").await;
+    sees(&mut updates, index).await;
+    members[0].resume();
+}
+
+#[tokio::test]
+async fn every_member_may_die_once_and_nothing_is_left_out() {
+    let mut members = Etcd::start_three();
+    let store = options(&members).build().unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    opened(&mut updates).await;
+    for member in &mut members {
+        member.stop();
+        let index = write(&store, "/k", "without one").await;
+        sees(&mut updates, index).await;
+        member.restart();
+        let index = write(&store, "/k", "with all").await;
+        sees(&mut updates, index).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_outlives_the_member_it_was_renewed_through() {
+    let members = Etcd::start_three();
+    let store = options(&members).build().unwrap();
+    let lease = LeaseId::new(7).unwrap();
+    store.grant(Grant::new(lease, Ttl::DEFAULT)).await.unwrap();
+    store
+        .set(&key("/k"), "own".into(), Expiry::With(lease))
+        .await
+        .unwrap();
+    members[0].pause();
+    let keys = vec![Attached::new(key("/k"), "own".into())];
+    let since = Instant::new(Duration::from_secs(1));
+    let renewed = store.renew(Renew::new(lease, since, keys)).await.unwrap();
+    assert_eq!(renewed.keys[0].1, KeyRenewal::Live { since });
+    members[0].resume();
+}
+
+#[tokio::test]
+async fn without_a_quorum_nothing_is_claimed() {
+    let mut members = Etcd::start_three();
+    let store = options(&members)
+        .timeout(Duration::from_millis(1_500))
+        .build()
+        .unwrap();
+    write(&store, "/k", "v").await;
+    for member in &mut members[1..] {
+        member.stop();
+    }
+    let error = store
+        .put(Put::new(key("/k"), "w", Expiry::Never))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
+    let error = store.node(&key("/k")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
