@@ -171,3 +171,20 @@ async fn after_a_shutdown_a_try_is_refused_whether_or_not_the_lock_is_free() {
     assert_eq!(error.kind(), ErrorKind::Closed);
     guard.release().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_ticket_that_cannot_be_deleted_is_renewed_no_more() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let a = scene.client(V2Like::new(link.clone()));
+    let kept = a.lock("kept").acquire().await.unwrap();
+    let dropped = a.lock("a").acquire().await.unwrap();
+    let mut odds = Odds::none();
+    odds.unavailable = 1.0;
+    link.set_odds(Call::Delete, odds);
+    drop(dropped);
+    let b = scene.client(scene.v2like());
+    let next = b.lock("a").acquire().timeout(TTL * 3 / 2).await;
+    next.expect("it is kept alive").release().await.unwrap();
+    assert!(kept.is_held());
+}

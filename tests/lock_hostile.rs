@@ -16,7 +16,7 @@ use tenure::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Get, Grant, Granted, KeyRenewal,
     Renew, Renewed, Scope, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
-use tenure::testkit::{Call, Fault, Faulty, Odds, Outage};
+use tenure::testkit::{Call, Fault, Faulty, Outage};
 use tenure::{Client, Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store, StoreExt, Ttl};
 
 #[path = "common/v2like.rs"]
@@ -360,35 +360,6 @@ async fn a_key_that_one_renewal_said_nothing_about_is_asked_for_again_in_time() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ticket_that_came_during_a_late_renewal_is_renewed_before_its_own_deadline() {
-    let scene = scene();
-    let link = Faulty::new(scene.store.clone(), 1);
-    let client = scene.client(link.clone());
-    let early = client.lock("a").acquire().await.unwrap();
-    let mut odds = Odds::none();
-    odds.unavailable = 1.0;
-    link.set_odds(Call::Renew, odds);
-    scene.sleep(TTL - TTL / 5).await;
-    link.set_odds(Call::Renew, Odds::none());
-    for _ in 0..8 {
-        link.next(Call::Renew, Fault::SlowReply(Duration::from_millis(100)));
-    }
-    // Until a renewal is under way.
-    let renewals = link.calls(Call::Renew);
-    let under_way = async {
-        while link.calls(Call::Renew) == renewals {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let under_way = tokio::time::timeout(TTL, under_way).await;
-    under_way.expect("no renewal was tried again in time");
-    let late = client.lock("b").acquire().await.unwrap();
-    scene.sleep(TTL * 2).await;
-    assert!(early.is_held(), "the renewal came in time");
-    assert!(late.is_held(), "its lease never ended");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_store_that_never_answers_is_reported_as_such() {
     let scene = scene();
     let link = Faulty::new(scene.store.clone(), 1);
@@ -406,4 +377,30 @@ async fn a_store_that_never_answers_is_reported_as_such() {
         .release()
         .await
         .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_at_a_taken_lock_writes_nothing_and_one_that_comes_too_late_leaves_nothing() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let (a, b) = (
+        scene.client(link.clone()),
+        scene.client(scene.store.clone()),
+    );
+    let guard = b.lock("a").acquire().await.unwrap();
+    assert!(a.lock("a").try_acquire().await.unwrap().is_none());
+    assert_eq!(link.calls(Call::Append), 0);
+    guard.release().await.unwrap();
+    // It looks while the lock is free, and is told when it is taken.
+    link.next(Call::Get, Fault::SlowReply(TTL / 3));
+    let lock = a.lock("a");
+    let late = tokio::spawn(async move { lock.try_acquire().await });
+    scene.sleep(TTL / 6).await;
+    let guard = b.lock("a").acquire().await.unwrap();
+    assert!(late.await.unwrap().unwrap().is_none());
+    assert_eq!(
+        (link.calls(Call::Append), scene.line("a").await.len()),
+        (1, 1)
+    );
+    guard.release().await.unwrap();
 }

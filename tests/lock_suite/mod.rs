@@ -187,7 +187,8 @@ pub(crate) async fn a_timeout_is_one_budget_and_takes_its_ticket_back(world: Wor
     let error = b.lock("a").acquire().timeout(limit).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.key(), Some(&dir("a")));
-    assert!(world.runtime.clock.now().since(start) >= limit);
+    let took = world.runtime.clock.now().since(start);
+    assert!(took >= limit && took < limit * 3, "{took:?}");
     soon("the janitor", b.idle()).await;
     assert_eq!(line_length(&a, "a").await, 1);
     guard.release().await.unwrap();

@@ -51,6 +51,16 @@ fn a_list_older_than_the_ticket_admits_nobody() {
 }
 
 #[test]
+fn a_list_that_is_older_than_the_last_one_is_not_believed() {
+    let mut machine = Machine::default();
+    machine.join(ticket(5), index(5));
+    machine.listed(index(9), line(&[3, 5]));
+    let wants = machine.wants(at(0));
+    machine.listed(index(7), line(&[3, 4, 5]));
+    assert_eq!(machine.wants(at(0)), wants);
+}
+
+#[test]
 fn a_foreign_predecessor_is_watched_from_the_lists_index_and_a_list_after_its_end_admits() {
     let mut machine = Machine::default();
     machine.join(ticket(5), index(5));
