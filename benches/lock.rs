@@ -1,6 +1,7 @@
 //! Rates and latencies of the lock on a real etcd v2 and on the embedded store, a JSON line each.
 //!
-//! `cargo bench --bench lock`; `TENURE_BENCH_SECS` changes the 3 seconds of each measurement.
+//! `cargo bench --bench lock`; `TENURE_BENCH_SECS` changes the 3 seconds of each measurement, and
+//! `TENURE_BENCH_MEMORY=1` puts etcd's data into memory instead of on the disk.
 //! Machines differ and are noisy: compare the lines of one run, first with `put`, one client's
 //! plain writes to the same server.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
@@ -22,7 +23,7 @@ use tokio::task::JoinSet;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::etcd::Etcd;
+use common::etcd::{Etcd, Options};
 
 /// What one task of a measurement did.
 #[derive(Default)]
@@ -193,7 +194,12 @@ async fn main() {
         length,
     };
 
-    let server = Etcd::start();
+    let on_disk = std::env::var_os("TENURE_BENCH_MEMORY").is_none();
+    let server = Etcd::start_with(&Options {
+        on_disk,
+        quick: false,
+        ..Options::default()
+    });
     let etcd = || Client::new(Etcd2::new(server.url()).unwrap());
     let raw = bench.put("etcd2", Etcd2::new(server.url()).unwrap()).await;
     bench.lock("etcd2", vec![etcd()]).await;

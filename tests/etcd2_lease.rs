@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::etcd::Etcd;
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Instant;
-use tenure::store::{Append, Attached, Expiry, Grant, KeyRenewal, Put, Renew};
+use tenure::store::{Append, Attached, Expiry, Grant, KeyRenewal, Naming, Put, Renew, Withdraw};
 use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Tag, Ttl};
 
 fn key(text: &str) -> Key {
@@ -153,6 +153,26 @@ async fn revoking_deletes_what_is_still_ours_and_can_be_repeated() {
         .await
         .unwrap_err();
     assert_eq!(renewed.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn revoking_asks_nothing_about_what_was_taken_back_before() {
+    let etcd = Etcd::start();
+    let store = open(&etcd);
+    let dir = key("/line");
+    store.grant(Grant::new(lease(), secs(60))).await.unwrap();
+    for nonce in 0..20 {
+        let expiry = Expiry::With(lease());
+        let append = Append::ticket(dir.clone(), tag(nonce), expiry);
+        let node = store.append(append).await.unwrap().node;
+        let withdraw = Withdraw::new(dir.clone(), tag(nonce), Naming::Ticket);
+        store.withdraw(withdraw.node(node)).await.unwrap();
+        store.set(&key("/own"), "own".into(), expiry).await.unwrap();
+        store.remove(&key("/own")).await.unwrap();
+    }
+    let before = etcd.metrics();
+    store.revoke(lease()).await.unwrap();
+    assert_eq!(etcd.metrics().http_requests, before.http_requests);
 }
 
 #[tokio::test]

@@ -37,6 +37,8 @@ enum Bend {
     WatchesEndAtOnce,
     HistoryIsAlwaysLost,
     ListsAreOlderThanAsked,
+    /// After the first look the permission to read is gone.
+    ListsAreForbidden,
     /// A renewal cannot tell about keys that contain this.
     CannotTellAbout(&'static str),
     /// A renewal says nothing at all about keys that contain this.
@@ -92,6 +94,9 @@ impl Store for Bent {
             future::pending::<()>().await;
         }
         let list = get.scope == Scope::Tree;
+        if list && self.is(Bend::ListsAreForbidden) && self.calls() > 1 {
+            return Err(Error::new(ErrorKind::Unauthorized, "no permission").at(&get.key));
+        }
         let mut view = self.inner.get(get).await?;
         if list && self.is(Bend::ListsAreOlderThanAsked) {
             view.index = Index::new(1).unwrap();
@@ -243,6 +248,22 @@ async fn a_waiter_whose_history_is_always_lost_looks_again_but_does_not_spin() {
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_is_shown_old_lists_only_asks_again_but_does_not_spin() {
     waits_without_spinning(Bend::ListsAreOlderThanAsked).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_may_not_see_the_line_any_more_is_told_so_and_leaves() {
+    let scene = scene();
+    let v2like = scene.v2like();
+    let holder = scene.client(v2like.clone());
+    let bent = Bent::new(v2like, Bend::ListsAreForbidden);
+    let waiter = scene.client(bent);
+    let guard = holder.lock("a").acquire().await.unwrap();
+    let outcome = tokio::time::timeout(TTL, waiter.lock("a").acquire().into_future()).await;
+    let error = outcome.expect("told at the next look").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    waiter.idle().await;
+    assert_eq!(scene.line("a").await.len(), 1);
+    guard.release().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

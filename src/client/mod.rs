@@ -268,6 +268,11 @@ impl Core {
         self.seen.fetch_max(index.get(), Ordering::AcqRel);
     }
 
+    /// Forgets it: the store is another, or was restored from a backup.
+    pub(crate) fn forget_seen(&self) {
+        self.seen.store(0, Ordering::Release);
+    }
+
     /// The latest index that this client knows of.
     pub(crate) fn seen(&self) -> Option<Index> {
         Index::new(self.seen.load(Ordering::Acquire))

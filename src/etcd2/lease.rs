@@ -109,6 +109,13 @@ impl Leases {
         }
     }
 
+    /// What was at `key` is gone: no lease needs to delete it any more.
+    pub(super) fn removed(&self, key: &Key) {
+        for lease in self.lock().values_mut() {
+            lease.keys.remove(key);
+        }
+    }
+
     fn forget(&self, lease: LeaseId, key: &Key) {
         if let Some(it) = self.lock().get_mut(&lease) {
             it.keys.remove(key);

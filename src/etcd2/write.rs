@@ -110,7 +110,10 @@ impl Driver {
         }
         check_root(&delete.key)?;
         match self.delete_when(delete).await {
-            Ok(reply) => Ok(deleted(reply)),
+            Ok(reply) => {
+                self.leases.removed(&delete.key);
+                Ok(deleted(reply))
+            }
             Err(error) if error.kind() == ErrorKind::NotADirectory => Err(nothing(&error)),
             Err(error) => Err(error),
         }
@@ -208,6 +211,14 @@ impl Driver {
     }
 
     pub(super) async fn withdraw(&self, withdraw: &Withdraw) -> Result<Withdrawn> {
+        let withdrawn = self.take_back(withdraw).await?;
+        if let Some(node) = withdraw.node.as_ref().filter(|_| withdrawn.settled) {
+            self.leases.removed(&node.key);
+        }
+        Ok(withdrawn)
+    }
+
+    async fn take_back(&self, withdraw: &Withdraw) -> Result<Withdrawn> {
         let deadline = self.deadline();
         let known = withdraw.node.is_some();
         if withdraw.naming == Naming::Tag {

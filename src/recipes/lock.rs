@@ -131,12 +131,13 @@ impl Lock {
         let (dir, ttl) = lock.begin()?;
         let seen = lock.core.seen().map_or(Freshness::Any, Freshness::AtLeast);
         let look = Get::children(dir.clone()).fresh(seen).keys_only();
-        let view = lock
-            .core
-            .store
-            .get(look)
-            .await
-            .map_err(|error| error.during("try lock"))?;
+        let view = lock.core.store.get(look).await.map_err(|error| {
+            if error.kind() == ErrorKind::ClusterChanged {
+                // Told once; what this client has seen counts for nothing there.
+                lock.core.forget_seen();
+            }
+            error.during("try lock")
+        })?;
         if view
             .nodes
             .iter()

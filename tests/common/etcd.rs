@@ -35,6 +35,8 @@ pub struct Options {
     /// Election after 100 ms and heartbeats every 10 ms instead of etcd's own 1 s and 100 ms: ten
     /// times faster to start. Default: yes.
     pub quick: bool,
+    /// Its data on a real disk, as in production. Default: no.
+    pub on_disk: bool,
     /// More arguments.
     pub args: Vec<String>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
         Self {
             v2: true,
             quick: true,
+            on_disk: false,
             args: Vec::new(),
         }
     }
@@ -101,7 +104,12 @@ impl Etcd {
             members: String::new(),
             client,
             peer,
-            data: data_root().join(dir),
+            data: if options.on_disk {
+                std::env::temp_dir()
+            } else {
+                data_root()
+            }
+            .join(dir),
         }
     }
 

@@ -107,9 +107,13 @@ impl Driver {
                         at,
                         term,
                         known,
+                        ttl,
                     },
                 role,
             } => {
+                // Of tickets with several TTLs the shortest counts.
+                self.recheck_every = self.recheck_every.min(ttl.get() / 2);
+                self.recheck = self.recheck.min(now + self.recheck_every);
                 let (admitted, holding) = match role {
                     Role::Waiting(admitted) => (Some(admitted), false),
                     Role::Holding => (None, true),

@@ -94,6 +94,8 @@ struct Joining {
     term: Arc<Term>,
     /// The line at `at` or later, if it is known.
     known: Option<View>,
+    /// Bounds how long a lost event can go unnoticed.
+    ttl: Ttl,
 }
 
 enum Role {
@@ -168,5 +170,25 @@ impl fmt::Debug for Line {
         f.debug_struct("Line")
             .field("dir", &self.dir)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::Embedded;
+
+    #[tokio::test]
+    async fn a_line_is_shared_while_it_is_used_and_forgotten_with_its_last_handle() {
+        let (tasks, ttl) = (TaskTracker::new(), Ttl::DEFAULT);
+        let lines = Lines::new(Arc::new(Embedded::new()), Runtime::default(), tasks.clone());
+        let dir = Key::new("/_locks/a").unwrap();
+        let line = lines.line(&dir, ttl);
+        assert!(Arc::ptr_eq(&line, &lines.line(&dir, ttl)));
+        assert_eq!((lines.open.lock().unwrap().len(), tasks.len()), (1, 1));
+        drop(line);
+        assert_eq!(lines.open.lock().unwrap().len(), 0);
+        tasks.close();
+        tasks.wait().await;
     }
 }

@@ -308,6 +308,7 @@ impl Ticket {
     }
 
     fn joining(&mut self) -> Result<Joining> {
+        let ttl = self.session.ttl();
         let seat = self.seat_mut()?;
         seat.joined = true;
         let (position, at, term) = (seat.position.clone(), seat.node.created, seat.term.clone());
@@ -316,6 +317,7 @@ impl Ticket {
             at,
             term,
             known: seat.known.take(),
+            ttl,
         })
     }
 
