@@ -36,7 +36,7 @@
 //! | | writes | requests on etcd v2 | on the embedded store |
 //! |---|---|---|---|
 //! | acquire, free | 1 | 2 | 1 |
-//! | acquire, contended | 1 | 1 to 4 | 1 |
+//! | acquire, contended | 1 | 4; behind another of this process hardly more than 1 | 1 |
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
 //!
