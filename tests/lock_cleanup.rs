@@ -4,62 +4,17 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use tenure::embedded::Embedded;
-use tenure::runtime::Runtime;
+use tenure::ErrorKind;
 use tenure::testkit::{Call, Fault, Faulty, Odds, cancel_after};
-use tenure::{Client, ErrorKind, Key, Store, StoreExt, Ttl};
 
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/scene.rs"]
+mod scene;
 #[path = "common/v2like.rs"]
 mod v2like;
 
+use scene::{LONG, TTL, scene};
 use v2like::V2Like;
-
-const TTL: Duration = Duration::from_secs(3);
-/// More than any step takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(60);
-
-struct Scene {
-    runtime: Runtime,
-    store: Embedded,
-}
-
-fn scene() -> Scene {
-    let runtime = Runtime::on_tokio_time(1);
-    let store = Embedded::builder().runtime(runtime.clone()).build();
-    Scene { runtime, store }
-}
-
-impl Scene {
-    fn client(&self, store: impl Store) -> Client {
-        Client::builder(store)
-            .runtime(self.runtime.clone())
-            .ttl(Ttl::new(TTL).unwrap())
-            .build()
-    }
-
-    fn v2like(&self) -> V2Like<Embedded> {
-        V2Like::new(self.store.clone())
-    }
-
-    async fn line(&self, name: &str) -> Vec<tenure::store::Node> {
-        let dir = Key::new(format!("/_locks/{name}")).unwrap();
-        self.store.children(&dir).await.unwrap()
-    }
-
-    async fn line_has(&self, name: &str, length: usize) {
-        let reached = async {
-            while self.line(name).await.len() != length {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let reached = tokio::time::timeout(LONG, reached).await;
-        assert!(reached.is_ok(), "the line never had {length} tickets");
-    }
-
-    async fn sleep(&self, length: Duration) {
-        self.runtime.clock.sleep(length).await;
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_cannot_be_taken_back_within_its_ttl_is_not_left_to_a_lease_that_lives_on() {

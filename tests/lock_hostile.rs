@@ -10,23 +10,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use tenure::embedded::Embedded;
-use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Get, Grant, Granted, KeyRenewal,
     Renew, Renewed, Scope, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::testkit::{Call, Fault, Faulty, Outage};
-use tenure::{Client, Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store, StoreExt, Ttl};
+use tenure::{Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store};
 
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/scene.rs"]
+mod scene;
 #[path = "common/v2like.rs"]
 mod v2like;
 
-use v2like::V2Like;
+use scene::{LONG, TTL, scene};
 
-const TTL: Duration = Duration::from_secs(3);
-/// More than any step takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(60);
 /// More calls than that are a loop without a pause; the store then falls silent, so that the
 /// test can go on and say so.
 const SPINNING: u64 = 2_000;
@@ -166,49 +164,6 @@ impl Store for Bent {
 
     async fn revoke(&self, lease: LeaseId) -> Result<()> {
         self.inner.revoke(lease).await
-    }
-}
-
-struct Scene {
-    runtime: Runtime,
-    store: Embedded,
-}
-
-fn scene() -> Scene {
-    let runtime = Runtime::on_tokio_time(1);
-    let store = Embedded::builder().runtime(runtime.clone()).build();
-    Scene { runtime, store }
-}
-
-impl Scene {
-    fn client(&self, store: impl Store) -> Client {
-        Client::builder(store)
-            .runtime(self.runtime.clone())
-            .ttl(Ttl::new(TTL).unwrap())
-            .build()
-    }
-
-    fn v2like(&self) -> V2Like<Embedded> {
-        V2Like::new(self.store.clone())
-    }
-
-    async fn line(&self, name: &str) -> Vec<tenure::store::Node> {
-        let dir = Key::new(format!("/_locks/{name}")).unwrap();
-        self.store.children(&dir).await.unwrap()
-    }
-
-    async fn line_has(&self, name: &str, length: usize) {
-        let reached = async {
-            while self.line(name).await.len() != length {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let reached = tokio::time::timeout(LONG, reached).await;
-        assert!(reached.is_ok(), "the line never had {length} tickets");
-    }
-
-    async fn sleep(&self, length: Duration) {
-        self.runtime.clock.sleep(length).await;
     }
 }
 

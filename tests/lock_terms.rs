@@ -5,42 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime, TimeSource};
 use tenure::store::Delete;
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, ErrorKind, Loss, Store, Ttl};
+use tenure::{Client, ErrorKind, Loss, Store};
 
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/scene.rs"]
+mod scene;
 #[path = "common/v2like.rs"]
 mod v2like;
 
+use scene::{TTL, scene};
 use v2like::V2Like;
-
-const TTL: Duration = Duration::from_secs(3);
-
-struct Scene {
-    runtime: Runtime,
-    store: Embedded,
-}
-
-fn scene() -> Scene {
-    let runtime = Runtime::on_tokio_time(1);
-    let store = Embedded::builder().runtime(runtime.clone()).build();
-    Scene { runtime, store }
-}
-
-impl Scene {
-    fn client(&self, store: impl Store) -> Client {
-        Client::builder(store)
-            .runtime(self.runtime.clone())
-            .ttl(Ttl::new(TTL).unwrap())
-            .build()
-    }
-
-    async fn sleep(&self, length: Duration) {
-        self.runtime.clock.sleep(length).await;
-    }
-}
 
 /// Every call of a kind is refused.
 fn refused() -> Odds {
