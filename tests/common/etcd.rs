@@ -23,6 +23,7 @@ pub struct Etcd {
     /// All members and their peer addresses, as etcd wants to be told.
     members: String,
     client: u16,
+    tls: u16,
     peer: u16,
     data: PathBuf,
 }
@@ -37,6 +38,8 @@ pub struct Options {
     pub quick: bool,
     /// Its data on a real disk, as in production. Default: no.
     pub on_disk: bool,
+    /// A certificate and its key: then it also speaks TLS, at [`Etcd::tls_host`]. Default: none.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// More arguments.
     pub args: Vec<String>,
 }
@@ -47,6 +50,7 @@ impl Default for Options {
             v2: true,
             quick: true,
             on_disk: false,
+            tls: None,
             args: Vec::new(),
         }
     }
@@ -96,13 +100,14 @@ impl Etcd {
         static PREPARED: AtomicU32 = AtomicU32::new(0);
         let number = PREPARED.fetch_add(1, Ordering::Relaxed);
         let dir = format!("tenure-etcd-{}-{number}", std::process::id());
-        let [client, peer] = free_ports();
+        let [client, tls, peer] = free_ports();
         Self {
             child: None,
             options: options.clone(),
             name: name.to_owned(),
             members: String::new(),
             client,
+            tls,
             peer,
             data: if options.on_disk {
                 std::env::temp_dir()
@@ -120,6 +125,11 @@ impl Etcd {
     /// `http://127.0.0.1:port`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client)
+    }
+
+    /// `127.0.0.1:port` of the port that speaks TLS.
+    pub fn tls_host(&self) -> String {
+        format!("127.0.0.1:{}", self.tls)
     }
 
     /// The port for clients.
@@ -240,11 +250,17 @@ impl Etcd {
 
     fn spawn(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        let mut listen = client.clone();
         let mut command = Command::new("etcd");
+        if let Some((certificate, key)) = &self.options.tls {
+            listen = format!("{client},https://{}", self.tls_host());
+            command.arg("--cert-file").arg(certificate);
+            command.arg("--key-file").arg(key);
+        }
         command
             .args(["--name", &self.name, "--data-dir"])
             .arg(&self.data)
-            .args(["--listen-client-urls", &client])
+            .args(["--listen-client-urls", &listen])
             .args(["--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer])
             .args(["--initial-advertise-peer-urls", &peer])
