@@ -10,13 +10,14 @@
 //! # Traces
 //! Events of the `tracing` crate, at `debug` unless said, under these targets:
 //!
-//! | target | events |
+//! | target | events and fields |
 //! |---|---|
-//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed`; `warn` for a TTL below 5 s |
-//! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` |
-//! | `tenure::line` | `append unanswered`, `cannot see the line`; `warn` for an intruder |
-//! | `tenure::janitor` | `withdrawal failed`; `warn` for a ticket left to its TTL |
-//! | `tenure::transport` | one for each request |
+//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
+//! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
+//! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
+//! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
+//! | `tenure::etcd2` | `watch interrupted` (`key`, `error`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
 
