@@ -122,7 +122,12 @@ impl LockGuard {
         .await
     }
 
-    /// Gives the lock back and reports. The next in line can have it when this returns.
+    /// Gives the lock back and reports. The next in line can have it when this returns. 1 write,
+    /// 1 round trip.
+    ///
+    /// A ticket that somebody deleted behind our back, and so recently that nobody has noticed,
+    /// counts as given back: from the server's answer the two cannot be told apart once a reply
+    /// may have been lost.
     ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost) when it had been lost before: somebody else may have held it
