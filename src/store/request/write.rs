@@ -1,126 +1,9 @@
-//! What a store is asked for: one value per method, made by a constructor that takes what is
-//! required and refined by methods that take what is not.
-
-use std::num::NonZeroUsize;
+//! Writes: single, appended, taken back, deleted, and several at once.
 
 use bytes::Bytes;
 
 use crate::key::{Index, Key, LeaseId, Tag, Ttl};
-use crate::runtime::Instant;
 use crate::store::Node;
-
-/// One key, or that key and all below it; for a read, its direct children.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scope {
-    /// The key itself.
-    Node,
-    /// A read: the direct children. A watch: the key and everything below it.
-    Tree,
-}
-
-/// How fresh a read must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Freshness {
-    /// Whatever the server at hand knows.
-    Any,
-    /// Not older than this index.
-    AtLeast(Index),
-    /// Everything that was acknowledged before the read began.
-    Linearizable,
-}
-
-/// A part of a long list of children.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Page {
-    /// At most so many nodes. A store that cannot page returns all of them.
-    pub limit: NonZeroUsize,
-    /// Only keys after this one.
-    pub after: Option<Key>,
-    /// The index of the first page; a store that keeps revisions answers as of then.
-    pub at: Option<Index>,
-}
-
-impl Page {
-    /// The first `limit` nodes.
-    pub fn first(limit: NonZeroUsize) -> Self {
-        Self {
-            limit,
-            after: None,
-            at: None,
-        }
-    }
-
-    /// The `limit` nodes after `key`, as of the first page's index.
-    pub fn after(limit: NonZeroUsize, key: Key, at: Index) -> Self {
-        Self {
-            limit,
-            after: Some(key),
-            at: Some(at),
-        }
-    }
-}
-
-/// A read: see [`Store::get`](super::Store::get).
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Get {
-    /// The node, or the parent of the nodes.
-    pub key: Key,
-    /// The node itself or its children.
-    pub scope: Scope,
-    /// How fresh the answer must be.
-    pub freshness: Freshness,
-    /// Leave out the values where the store can.
-    pub keys_only: bool,
-    /// Only a part of the children.
-    pub page: Option<Page>,
-}
-
-impl Get {
-    /// Reads the node at `key`, linearizably.
-    pub fn node(key: Key) -> Self {
-        let freshness = Freshness::Linearizable;
-        Self {
-            key,
-            scope: Scope::Node,
-            freshness,
-            keys_only: false,
-            page: None,
-        }
-    }
-
-    /// Reads the direct children of `key`, in key order, linearizably.
-    pub fn children(key: Key) -> Self {
-        Self {
-            scope: Scope::Tree,
-            ..Self::node(key)
-        }
-    }
-
-    /// Changes how fresh the answer must be.
-    #[must_use]
-    pub fn fresh(mut self, freshness: Freshness) -> Self {
-        self.freshness = freshness;
-        self
-    }
-
-    /// Leaves out the values where the store can.
-    #[must_use]
-    pub fn keys_only(mut self) -> Self {
-        self.keys_only = true;
-        self
-    }
-
-    /// Asks for a part of the children.
-    #[must_use]
-    pub fn page(mut self, page: Page) -> Self {
-        self.page = Some(page);
-        self
-    }
-}
 
 /// What must hold for a write to happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +42,7 @@ pub enum Expiry {
     With(LeaseId),
 }
 
-/// A write: see [`Store::put`](super::Store::put).
+/// A write: see [`Store::put`](crate::Store::put).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Put {
@@ -196,14 +79,14 @@ impl Put {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Naming {
-    /// A ticket of a line: the store chooses ([`Layout`](super::Layout) says how); nodes sort by
+    /// A ticket of a line: the store chooses ([`Layout`](crate::store::Layout) says how); nodes sort by
     /// their append.
     Ticket,
     /// The tag is the name and the value is stored as it is.
     Tag,
 }
 
-/// An append: see [`Store::append`](super::Store::append).
+/// An append: see [`Store::append`](crate::Store::append).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Append {
@@ -250,7 +133,7 @@ impl Append {
     }
 }
 
-/// Takes an append back: see [`Store::withdraw`](super::Store::withdraw).
+/// Takes an append back: see [`Store::withdraw`](crate::Store::withdraw).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Withdraw {
@@ -293,7 +176,7 @@ impl Withdraw {
     }
 }
 
-/// A deletion: see [`Store::delete`](super::Store::delete).
+/// A deletion: see [`Store::delete`](crate::Store::delete).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Delete {
@@ -332,64 +215,6 @@ impl Delete {
     }
 }
 
-/// Which changes a watch reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Filter {
-    /// Writes and deletions.
-    All,
-    /// Deletions and expiries only.
-    Deletes,
-}
-
-/// A watch: see [`Store::watch`](super::Store::watch).
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Watch {
-    /// The key, or the top of the tree. It need not exist.
-    pub key: Key,
-    /// The key alone, or all below it too.
-    pub scope: Scope,
-    /// The first index to report; `None`: what comes after the watch is open.
-    pub from: Option<Index>,
-    /// Which changes to report.
-    pub filter: Filter,
-}
-
-impl Watch {
-    /// Follows one key from now on.
-    pub fn node(key: Key) -> Self {
-        Self {
-            key,
-            scope: Scope::Node,
-            from: None,
-            filter: Filter::All,
-        }
-    }
-
-    /// Follows a key and all below it from now on.
-    pub fn tree(key: Key) -> Self {
-        Self {
-            scope: Scope::Tree,
-            ..Self::node(key)
-        }
-    }
-
-    /// Starts at this index, inclusive.
-    #[must_use]
-    pub fn from(mut self, index: Index) -> Self {
-        self.from = Some(index);
-        self
-    }
-
-    /// Reports deletions only.
-    #[must_use]
-    pub fn deletes_only(mut self) -> Self {
-        self.filter = Filter::Deletes;
-        self
-    }
-}
-
 /// One of the conditions of a commit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -417,7 +242,7 @@ pub enum Operation {
     Delete(Delete),
 }
 
-/// A guarded write of several keys: see [`Store::commit`](super::Store::commit).
+/// A guarded write of several keys: see [`Store::commit`](crate::Store::commit).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Commit {
@@ -452,59 +277,5 @@ impl Commit {
     pub fn delete(mut self, delete: Delete) -> Self {
         self.operations.push(Operation::Delete(delete));
         self
-    }
-}
-
-/// Asks for a lease: see [`Store::grant`](super::Store::grant).
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Grant {
-    /// Its name.
-    pub lease: LeaseId,
-    /// How long a term is.
-    pub ttl: Ttl,
-}
-
-impl Grant {
-    /// A lease of this name with terms of this length.
-    pub fn new(lease: LeaseId, ttl: Ttl) -> Self {
-        Self { lease, ttl }
-    }
-}
-
-/// A key that hangs on a lease, and the value that shows it is still ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Attached {
-    /// The key.
-    pub key: Key,
-    /// The value that we wrote there.
-    pub value: Bytes,
-}
-
-impl Attached {
-    /// A key and the value we wrote there.
-    pub fn new(key: Key, value: Bytes) -> Self {
-        Self { key, value }
-    }
-}
-
-/// Asks for another term: see [`Store::renew`](super::Store::renew).
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Renew {
-    /// The lease.
-    pub lease: LeaseId,
-    /// The caller's clock when it called. The store never reads it: it gives back the one from
-    /// which an acknowledged term counts, this one or that of an earlier, unanswered attempt.
-    pub at: Instant,
-    /// The keys that still matter. A key that is not among them is renewed no more.
-    pub keys: Vec<Attached>,
-}
-
-impl Renew {
-    /// Another term for `lease` and `keys`, counted from `at`.
-    pub fn new(lease: LeaseId, at: Instant, keys: Vec<Attached>) -> Self {
-        Self { lease, at, keys }
     }
 }
