@@ -244,10 +244,7 @@ impl Core {
         let mut sessions = self.sessions();
         // With the lock held: a shutdown that comes now finds what is put in below.
         self.open()?;
-        if let Some(session) = sessions
-            .get(&ttl)
-            .filter(|session| !session.state().is_over())
-        {
+        if let Some(session) = sessions.get(&ttl).filter(|session| !session.is_over()) {
             return Ok(session.clone());
         }
         let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);

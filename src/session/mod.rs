@@ -187,6 +187,12 @@ impl Session {
         *self.core.state.borrow()
     }
 
+    /// Whether it is over, by the clock now: its driver may not have woken yet.
+    pub(crate) fn is_over(&self) -> bool {
+        let now = self.core.runtime.clock.now();
+        self.core.lock().machine.expire(now)
+    }
+
     /// The lease's name.
     pub(crate) fn lease(&self) -> LeaseId {
         self.core.lease

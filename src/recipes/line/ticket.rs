@@ -69,7 +69,19 @@ impl Ticket {
         let mut last = None;
         for _ in 0..APPENDS {
             let session = core.session(ttl)?;
-            session.ready().await?;
+            match session
+                .ready()
+                .await
+                .map_err(|error| error.during("append").at(dir))
+            {
+                Ok(()) => {}
+                // It ended just now, and nothing was sent with it: the next one will do.
+                Err(error) if error.kind() == ErrorKind::Lost => {
+                    last = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             let mut ticket = Self::armed(core, &line, session);
             let sent = core.runtime.clock.now();
             let error = match ticket.append(body, sent).await {
@@ -95,7 +107,11 @@ impl Ticket {
             }
             last = Some(error);
         }
-        Err(last.map_or_else(|| Loss::Closed.into_error(), given_up))
+        Err(match last {
+            Some(error) if error.kind() == ErrorKind::Lost => error,
+            Some(error) => given_up(error),
+            None => Loss::Closed.into_error(),
+        })
     }
 
     fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
