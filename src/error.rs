@@ -249,6 +249,9 @@ impl ErrorKind {
             Self::Unreachable => "nothing was sent: check the address and that the server runs",
             Self::Unauthorized => "check the user, the password and the role's permissions",
             Self::HistoryLost => "list again and watch from the list's index",
+            Self::ClusterChanged => {
+                "connect anew once you trust that cluster; fencing tokens start anew there"
+            }
             Self::Lost => "stop acting under it; acquire again for a new token",
             _ => return None,
         })

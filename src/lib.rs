@@ -47,7 +47,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::guard::LockGuard;
 pub use recipes::lock::{Acquire, Lock};
-pub use session::{Loss, SessionState, State};
+pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};
 
 /// How it works and why: the project's design page.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use tenure::runtime::Runtime;
-use tenure::{Client, ErrorKind, State};
+use tenure::{Client, ErrorKind, HoldState};
 
 mod common;
 
@@ -26,7 +26,7 @@ async fn after_blocking(runtime: Runtime) -> (Client, tenure::LockGuard, Etcd) {
 #[tokio::test]
 async fn a_lock_on_a_blocked_runtime_is_lost_and_knows_it_at_once() {
     let (_client, guard, _server) = after_blocking(Runtime::default()).await;
-    assert_eq!((guard.state(), guard.is_held()), (State::Lost, false));
+    assert_eq!((guard.state(), guard.is_held()), (HoldState::Lost, false));
     let error = guard
         .run(async { panic!("acts without the lock") })
         .await
@@ -38,7 +38,7 @@ async fn a_lock_on_a_blocked_runtime_is_lost_and_knows_it_at_once() {
 async fn renewals_on_a_thread_of_their_own_keep_it() {
     let runtime = Runtime::default().with_own_thread().unwrap();
     let (client, guard, _server) = after_blocking(runtime).await;
-    assert_eq!((guard.state(), guard.is_held()), (State::Held, true));
+    assert_eq!((guard.state(), guard.is_held()), (HoldState::Held, true));
     assert!(client.lock("a").try_acquire().await.unwrap().is_none());
     guard.release().await.unwrap();
     let end = client.shutdown(TTL).await;

@@ -92,6 +92,34 @@ async fn a_write_that_was_not_sent_goes_to_the_next_endpoint() {
 }
 
 #[tokio::test]
+async fn a_server_that_cannot_serve_a_write_is_left_by_the_next_one() {
+    let sick = fixed(Say::Raw(answer(503, 0, ""))).await;
+    let well = fixed(Say::Raw(answer(201, 9, &node("set", "/k", "v", 9)))).await;
+    let store = open(&format!("{},{}", sick.url(), well.url()));
+    let put = || Put::new(key("/k"), "v", Expiry::Never);
+    let error = store.put(put()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
+    for _ in 0..2 {
+        store.put(put()).await.unwrap();
+    }
+    assert_eq!((sick.requests().len(), well.requests().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_watch_whose_refusal_stops_half_way_is_given_up_in_time() {
+    let stalled = "HTTP/1.1 400 Bad Request\r\nX-Etcd-Index: 9\r\nContent-Length: 99\r\n\r\n{\"err";
+    let fake = fixed(Say::Later(stalled.into(), usize::MAX, String::new())).await;
+    let store = Etcd2::builder(fake.url())
+        .watch_patience(Duration::from_millis(1))
+        .build()
+        .unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    let first = tokio::time::timeout(Duration::from_secs(20), updates.next()).await;
+    let error = first.expect("it hangs").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+#[tokio::test]
 async fn a_read_is_asked_again_elsewhere_and_stays_with_who_answers() {
     let good = Say::Raw(answer(200, 9, &node("get", "/k", "v", 7)));
     let cut = answer(200, 9, &node("get", "/k", "v", 7)).replace("\"createdIndex\":1}}", "");

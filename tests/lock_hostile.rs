@@ -343,7 +343,7 @@ async fn a_store_that_never_answers_is_reported_as_such() {
     link.set_outage(Outage::Silent);
     let outcome = tokio::time::timeout(LONG, client.lock("a").acquire().into_future()).await;
     let error = outcome.expect("waits for ever").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.kind(), ErrorKind::Timeout);
     link.heal();
     client
         .lock("a")

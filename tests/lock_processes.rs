@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Clock;
-use tenure::{Client, ErrorKind, Key, LockGuard, Loss, State, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, StoreExt, Ttl};
 
 mod common;
 
@@ -66,7 +66,7 @@ async fn work(client: Client) {
     };
     let outcome: tenure::Result<()> = guard.run(acts).await;
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
-    assert_eq!((guard.state(), guard.is_held()), (State::Lost, false));
+    assert_eq!((guard.state(), guard.is_held()), (HoldState::Lost, false));
     say(format_args!("lost {}", boot_millis()));
     assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
     client.idle().await;
@@ -228,7 +228,7 @@ async fn a_server_that_restarts_within_the_ttl_loses_no_lock_and_no_place_in_lin
         // Until a renewal has been answered by the new server.
         let renewed = async {
             let before = guard.deadline().unwrap();
-            while guard.deadline().unwrap() == before || guard.state() != State::Held {
+            while guard.deadline().unwrap() == before || guard.state() != HoldState::Held {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tenure::etcd2::Etcd2;
 use tenure::runtime::{Clock, Instant};
-use tenure::{Client, Key, LockGuard, State, StoreExt, Ttl};
+use tenure::{Client, HoldState, Key, LockGuard, StoreExt, Ttl};
 use tokio::task::JoinSet;
 
 mod common;
@@ -222,7 +222,7 @@ async fn a_late_refresh_is_refused_and_never_moves_the_expiry_back() {
     let deadline = guard.deadline().unwrap();
     let renewed = || async { guard.deadline().is_some_and(|now| now > deadline) };
     eventually("renewed again", TTL, renewed).await;
-    assert_eq!(guard.state(), State::Held);
+    assert_eq!(guard.state(), HoldState::Held);
     guard.release().await.unwrap();
     line_empties("late refresh", &b, "a", Duration::ZERO + SWEEP).await;
 }
@@ -239,7 +239,10 @@ async fn a_refresh_whose_reply_is_lost_is_found_out_and_counted_from_its_send() 
         let deadline = guard.deadline().unwrap();
         let renewed = || async { guard.deadline().is_some_and(|now| now > deadline) };
         eventually("renewed", TTL, renewed).await;
-        eventually("trusted", TTL, || async { guard.state() == State::Held }).await;
+        eventually("trusted", TTL, || async {
+            guard.state() == HoldState::Held
+        })
+        .await;
     }
     guard.release().await.unwrap();
 }

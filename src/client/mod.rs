@@ -8,13 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Name, Ttl};
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Tasks};
 use crate::session::{Janitor, Session, SessionState};
 use crate::store::{Layout, Store};
 
@@ -22,7 +20,8 @@ use crate::store::{Layout, Store};
 ///
 /// All recipes of a client share one session (one for each time-to-live in use): a lease that is
 /// granted at first use and kept alive by a background task on the tokio runtime. Dropping the
-/// last clone, recipe and guard ends it; [`Client::shutdown`] does so and waits.
+/// last clone, recipe and guard ends it; [`Client::shutdown`] does so and waits. The tasks run on
+/// the tokio runtime in which the client was made, and end with it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -46,7 +45,7 @@ pub(crate) struct Core {
     pub(crate) runtime: Runtime,
     pub(crate) lines: Arc<Lines>,
     pub(crate) janitor: Janitor,
-    tasks: TaskTracker,
+    tasks: Tasks,
     ttl: Ttl,
     sessions: Mutex<BTreeMap<Ttl, Session>>,
     closed: AtomicBool,
@@ -126,7 +125,11 @@ impl Client {
         Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
-    /// What the session that recipes share by default is doing; `None` before its first use.
+    /// What the session that recipes share by default is doing; `None` before its first use. Locks
+    /// with a TTL of their own have another.
+    ///
+    /// This is no health check: a store without leases (etcd v2) is asked about keys only, so a
+    /// session without keys is `Live` without anybody having been asked.
     pub fn session_state(&self) -> Option<SessionState> {
         self.core.sessions().get(&self.core.ttl).map(Session::state)
     }
@@ -162,10 +165,9 @@ impl Client {
             () = core.runtime.clock.sleep_until(limit - deadline / 8) => {}
         }
         core.janitor.stop();
-        core.tasks.close();
         tokio::select! {
             biased;
-            () = core.tasks.wait() => {}
+            () = core.tasks.ended() => {}
             () = core.runtime.clock.sleep_until(limit) => {}
         }
         Shutdown {
@@ -219,7 +221,7 @@ impl ClientBuilder {
             ttl,
             runtime,
         } = self;
-        let tasks = TaskTracker::new();
+        let tasks = Tasks::here();
         let core = Core {
             layout: store.about().layout,
             lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),

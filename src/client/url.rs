@@ -98,6 +98,10 @@ fn parse(url: &str) -> Result<Place> {
         Some(at) => rest.split_at(at),
         None => (rest, ""),
     };
+    if !authority.contains('@') && path.contains('@') {
+        // Else a part of the password would pass for a host, and be shown in an error.
+        return invalid("a `/` in the user or password is written %2F");
+    }
     let (user, hosts) = match authority.rsplit_once('@') {
         Some((user, hosts)) => (Some(parse_user(user)?), hosts),
         None => (None, authority),
@@ -181,6 +185,8 @@ mod tests {
             "etcd2://user@h",
             "etcd2://u:secret%4@h",
             "etcd2://u:secret@h//x",
+            "etcd2://u:sec/secret@h",
+            "etcd2://u:12/secret@h",
         ] {
             let Err(error) = parse(url) else {
                 panic!("{url} was taken")

@@ -281,7 +281,9 @@ async fn an_append_tells_who_is_before_and_a_withdrawn_one_fails() {
     assert_eq!(withdrawn.index, index(7));
     let again = store.withdraw(withdraw).await.unwrap();
     assert!(!again.removed && again.settled);
-    let error = store.append(ticket(1)).await.unwrap_err();
+    let unknown = Withdraw::new(key("/l"), tag(4), Naming::Ticket);
+    assert!(!store.withdraw(unknown).await.unwrap().removed);
+    let error = store.append(ticket(4)).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.key()),
         (ErrorKind::ConditionFailed, Some(&key("/l")))

@@ -311,7 +311,7 @@ impl Machine {
             Ok(opened) if opened.status.is_server_error() => endpoint + 1,
             Ok(mut opened) => {
                 // Read to the end, so that the connection can be used again.
-                match opened.end().await {
+                match transport.rest(&mut opened).await {
                     Ok(_) => endpoint,
                     Err(_) => endpoint + 1,
                 }
@@ -341,7 +341,8 @@ impl Machine {
             .check_cluster(&opened.headers)
             .map_err(|it| it.on(&*server))?;
         if !opened.status.is_success() {
-            let body = opened.end().await.map_err(broken)?;
+            let rest = driver.transport.rest(&mut opened);
+            let body = rest.await.map_err(broken)?;
             return Err(refused(opened.status, &body, Access::Read).on(&*server));
         }
         let Some(index) = etcd_index(&opened.headers) else {

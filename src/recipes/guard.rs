@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::recipes::line::Ticket;
 use crate::runtime::Instant;
-use crate::session::{Loss, State, Term};
+use crate::session::{HoldState, Loss, Term};
 use crate::store::{Commit, Condition, Delete, Expiry, Put, Store};
 
 /// A lock that is held, until it is released, dropped or lost.
@@ -79,7 +79,7 @@ impl LockGuard {
     }
 
     /// Whether it is held, in doubt, or lost; by the clock now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> HoldState {
         self.term.state()
     }
 
@@ -90,6 +90,9 @@ impl LockGuard {
 
     /// Returns when the lock is lost: at its deadline if no renewal was acknowledged, and at once
     /// when the ticket is seen deleted.
+    ///
+    /// After the machine has slept this may come late: timers stand still meanwhile.
+    /// [`is_held`](Self::is_held), [`state`](Self::state) and [`run`](Self::run) are right at once.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -126,8 +129,11 @@ impl LockGuard {
     /// 1 round trip.
     ///
     /// A ticket that somebody deleted behind our back, and so recently that nobody has noticed,
-    /// counts as given back: from the server's answer the two cannot be told apart once a reply
+    /// counts as given back: from the store's answer the two cannot be told apart once a reply
     /// may have been lost.
+    ///
+    /// While the store does not answer it tries again until the term ends, one TTL at most; with a
+    /// timeout around it the rest is left to the background.
     ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost) when it had been lost before: somebody else may have held it

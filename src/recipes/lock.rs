@@ -22,8 +22,11 @@
 //! * First come, first served, across processes; nobody is woken who is not next.
 //! * A holder that dies is followed within the TTL and 0.7 s (etcd looks for expired keys every
 //!   0.5 s), if the cluster has a leader all that time.
-//! * Dropping a guard, or an acquire at any await, leaves nothing, at the latest when the
-//!   ticket's TTL ends; releasing never frees a successor's lock.
+//! * Dropping a guard, or an acquire at any await, leaves no ticket, at the latest when its
+//!   TTL ends; releasing never frees a successor's lock.
+//!
+//!   What stays is the empty directory `/_locks/N`, one for each name ever used: do not make
+//!   names from unbounded ids, or delete empty directories now and then.
 //!
 //! # What is not guaranteed
 //! A lock cannot stop a process that believes, for a moment too long, that it holds: paused just
@@ -39,6 +42,7 @@
 //! | acquire, contended | 1 | 4; behind another of this process hardly more than 1 | 1 |
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
+//! | held longer than 250 ms, or waiting, each TTL/2 | 0 | 1 | 1 |
 //!
 //! A lock held longer than 250 ms has its own key watched: one idle connection on etcd v2, for
 //! up to 64 locks of a client; beyond that a deletion by force is noticed at the next renewal.
@@ -67,7 +71,8 @@ use crate::store::{Freshness, Get};
 ///
 /// Several `Lock` values of one name, in one process or in many, queue. Acquiring through the
 /// *same* value while its guard lives is [`AlreadyHeld`](ErrorKind::AlreadyHeld): it would wait
-/// for itself. A clone is another value.
+/// for itself. A clone is another value: give each task one, because of two tasks that share a
+/// value the second queues or gets `AlreadyHeld`, whichever comes first.
 pub struct Lock {
     core: Arc<Core>,
     dir: Result<Key>,
@@ -89,7 +94,8 @@ impl Lock {
     /// How long after its holder's death the lock can stay taken; 1 s to 24 h. A value out of
     /// range is reported by the first acquire. etcd v2 counts whole seconds and rounds up.
     ///
-    /// Locks of one client with the same TTL share a session.
+    /// Locks of one client with the same TTL share a session, which lives as long as the client:
+    /// use a few TTLs, not computed ones.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Ttl::new(ttl);
@@ -104,9 +110,8 @@ impl Lock {
     ///   [`AlreadyHeld`](ErrorKind::AlreadyHeld), [`Closed`](ErrorKind::Closed): nothing was sent.
     /// * [`Unreachable`](ErrorKind::Unreachable), [`Unauthorized`](ErrorKind::Unauthorized) and
     ///   others that the store gives: nothing was changed.
-    /// * [`Unavailable`](ErrorKind::Unavailable): there was no answer; what was sent is being
-    ///   taken back.
-    /// * [`Timeout`](ErrorKind::Timeout): the limit passed; the ticket is being taken back.
+    /// * [`Timeout`](ErrorKind::Timeout): the limit passed, or there was no answer; what was sent
+    ///   is being taken back.
     /// * [`Lost`](ErrorKind::Lost): the session ended, or the ticket was deleted, while it waited.
     ///
     /// # Cancel safety
@@ -119,10 +124,17 @@ impl Lock {
         }
     }
 
-    /// Takes the lock if it is free now. Looks first, and writes only if it would succeed.
+    /// Takes the lock if nobody is seen in line. Looks first, and writes nothing if somebody is
+    /// there; if another comes between the look and the append, the ticket is taken back, and this
+    /// is `None`.
+    ///
+    /// The look is a local read on etcd v2, so `None` can be a moment out of date, also while a
+    /// guard of this process is still being given back. Cost: 1 read if taken; 1 write and 3
+    /// requests if free; 2 writes after a lost race.
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without `Timeout`.
+    /// As [`acquire`](Self::acquire). How long it takes is bounded by the store's own limit for
+    /// each request (etcd v2: 5 s).
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).

@@ -5,16 +5,16 @@
 
 mod clock;
 mod entropy;
+mod tasks;
 mod thread;
 
-use std::future::Future;
 use std::io;
 
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
 
 pub use clock::{Clock, Instant, TimeSource};
 pub use entropy::Entropy;
+pub(crate) use tasks::Tasks;
 use thread::Thread;
 
 /// A clock, a source of random numbers, and perhaps a thread for renewals.
@@ -64,16 +64,5 @@ impl Runtime {
     /// Where renewals run, if not where the caller does.
     pub(crate) fn own_thread(&self) -> Option<&Handle> {
         self.thread.as_ref().map(Thread::handle)
-    }
-
-    /// Starts a task that must go on while the caller's runtime is blocked.
-    pub(crate) fn spawn_steady<F>(&self, tasks: &TaskTracker, task: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        match self.own_thread() {
-            Some(thread) => drop(tasks.spawn_on(task, thread)),
-            None => drop(tasks.spawn(task)),
-        }
     }
 }

@@ -13,9 +13,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Tasks};
 use crate::session::Fate;
 use crate::store::{Store, Withdraw, Withdrawn};
 
@@ -53,7 +52,7 @@ struct Book {
 }
 
 impl Janitor {
-    pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, tasks: &TaskTracker) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, tasks: &Tasks) -> Self {
         let (chores, inbox) = mpsc::unbounded_channel();
         let book = Arc::new(Book {
             open: watch::Sender::new(0),

@@ -29,15 +29,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub(crate) use janitor::{Chore, Janitor};
 pub(crate) use term::Term;
-pub use term::{Loss, State};
+pub use term::{HoldState, Loss};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Tag, Ttl};
-use crate::runtime::{Instant, Runtime};
+use crate::runtime::{Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
 
@@ -122,12 +121,7 @@ impl Drop for Alive {
 
 impl Session {
     /// Starts a session and the one task that keeps it, which `tasks` owns.
-    pub(crate) fn start(
-        store: Arc<dyn Store>,
-        runtime: Runtime,
-        ttl: Ttl,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, ttl: Ttl, tasks: &Tasks) -> Self {
         let lease = loop {
             // 63 bits: etcd takes positive ids only.
             if let Some(lease) = LeaseId::new(runtime.entropy.u64() >> 1) {
@@ -155,8 +149,7 @@ impl Session {
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
-        core.runtime
-            .spawn_steady(tasks, driver::drive(core.clone()));
+        tasks.spawn_steady(&core.runtime, driver::drive(core.clone()));
         Self {
             core,
             _alive: alive,
@@ -255,10 +248,10 @@ impl Session {
         };
         // A lease that may have been granted after all harms nobody.
         let kind = match cause.kind() {
-            ErrorKind::Ambiguous => ErrorKind::Unavailable,
+            ErrorKind::Ambiguous => ErrorKind::Timeout,
             kind => kind,
         };
-        Error::new(kind, "no lease was granted").caused_by(cause)
+        cause.into_kind(kind, "so no lease was granted")
     }
 }
 

@@ -12,7 +12,7 @@ use crate::runtime::{Clock, Instant};
 /// Whether what a guard stands for is still held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum State {
+pub enum HoldState {
     /// Surely held until the deadline, and the last renewal was answered.
     Held,
     /// Surely held until the deadline, but the last renewal was not answered.
@@ -71,11 +71,11 @@ impl Term {
     }
 
     /// The state now, by the clock now.
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> HoldState {
         match self.standing() {
-            Standing::Lost(_) => State::Lost,
-            Standing::Held { suspect: true, .. } => State::Suspect,
-            Standing::Held { suspect: false, .. } => State::Held,
+            Standing::Lost(_) => HoldState::Lost,
+            Standing::Held { suspect: true, .. } => HoldState::Suspect,
+            Standing::Held { suspect: false, .. } => HoldState::Held,
         }
     }
 
@@ -205,9 +205,9 @@ mod tests {
     async fn the_deadline_alone_ends_a_term() {
         let clock = Clock::tokio();
         let term = term(&clock, SECOND);
-        assert_eq!(term.state(), State::Held);
+        assert_eq!(term.state(), HoldState::Held);
         assert_eq!(term.lost().await, Loss::Expired);
-        assert_eq!((term.state(), term.deadline()), (State::Lost, None));
+        assert_eq!((term.state(), term.deadline()), (HoldState::Lost, None));
         assert_eq!(term.check().unwrap_err().kind(), ErrorKind::Lost);
     }
 
@@ -217,14 +217,14 @@ mod tests {
         let start = clock.now();
         let term = term(&clock, SECOND);
         term.doubt();
-        assert_eq!(term.state(), State::Suspect);
+        assert_eq!(term.state(), HoldState::Suspect);
         term.extend(start + SECOND * 3);
-        assert_eq!(term.state(), State::Held);
+        assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND * 2).await;
-        assert_eq!(term.state(), State::Held);
+        assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND).await;
         term.extend(start + SECOND * 9);
-        assert_eq!(term.state(), State::Lost);
+        assert_eq!(term.state(), HoldState::Lost);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::store::{Condition, Delete, Deleted, Expiry, Get, Node, Put, Store, Written};
 
-/// Verbs for every [`Store`].
+/// Verbs for every [`Store`]. Errors, cost and cancel safety are those of the method behind.
 #[async_trait]
 pub trait StoreExt: Store {
     /// The node at `key`, read linearizably.

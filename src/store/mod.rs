@@ -57,6 +57,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The children of a file are none, or `NotADirectory` where the store can tell.
     ///
     /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
+    ///
+    /// # Errors
+    /// `ClusterChanged` when the store never reached the index asked for; what every read can meet:
+    /// `Unreachable`, `Timeout`, `Unavailable`, `Unauthorized`, `Protocol`.
     async fn get(&self, get: Get) -> Result<View>;
 
     /// Writes a node, creating the directories above it.
@@ -68,14 +72,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// lease that is gone.
     async fn put(&self, put: Put) -> Result<Written>;
 
-    /// Adds a node to a directory, under a name that the store makes ([`Naming`]).
+    /// Adds a node to a directory, under a name that the store makes ([`Naming`]). Cost: 1 write,
+    /// 1 round trip.
     ///
     /// The store sends it once. After an `Ambiguous` outcome look for the tag, and
     /// [`withdraw`](Store::withdraw) it where it is not wanted any more. On a store where
-    /// [`About::cancels`] holds, an append whose tag was withdrawn fails with `ConditionFailed`.
+    /// [`About::cancels`] holds, an append whose tag was withdrawn by somebody who knew of no node
+    /// fails with `ConditionFailed`.
     async fn append(&self, append: Append) -> Result<Appended>;
 
     /// Removes what an append made, or may still make.
+    ///
+    /// Cost: 1 write, 1 round trip; without [`Withdraw::node`] etcd v2 reads first, linearizably.
     ///
     /// Idempotent: the node is found by its tag, so repeating this harms nobody. Succeeds when
     /// there is nothing (any more).
@@ -104,6 +112,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn commit(&self, commit: Commit) -> Result<Committed>;
 
     /// Makes a lease live, or finds that it is. Repeating it is harmless: the client chose the id.
+    ///
+    /// Cost: 1 write where the store has leases, else nothing.
     async fn grant(&self, grant: Grant) -> Result<Granted>;
 
     /// Asks for another full term for a lease and the keys that hang on it.
@@ -111,11 +121,15 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// A store with real leases renews the lease and answers for no key. One without renews
     /// exactly `keys`, and answers for each; it errs only when it could tell about none of them.
     ///
+    /// Cost: 1 request; on a store without leases 1 write for each key.
+    ///
     /// # Errors
     /// `NotFound` when the lease is gone: it will not come back.
     async fn renew(&self, renew: Renew) -> Result<Renewed>;
 
     /// Ends a lease and deletes what hangs on it. Idempotent.
+    ///
+    /// Cost: 1 write; on a store without leases 1 for each key that still hangs on it.
     async fn revoke(&self, lease: LeaseId) -> Result<()>;
 }
 

@@ -10,6 +10,7 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
 use super::dial::{Dial, Io};
@@ -46,7 +47,10 @@ impl Service<Uri> for Dialer {
         Box::pin(async move {
             let io = match thread {
                 // A socket belongs to the runtime in which it was opened.
-                Some(thread) => thread.spawn(dialing).await.map_err(io::Error::other)??,
+                Some(thread) => {
+                    let dialing = AbortOnDropHandle::new(thread.spawn(dialing));
+                    dialing.await.map_err(io::Error::other)??
+                }
                 None => dialing.await?,
             };
             Ok(Link(TokioIo::new(io)))

@@ -42,8 +42,14 @@ impl Endpoints {
     pub(crate) fn parse(text: &str) -> Result<(Self, Option<Credentials>)> {
         let mut list: Vec<Endpoint> = Vec::new();
         let mut credentials: Option<Credentials> = None;
-        for part in text.split(',').map(str::trim).filter(|it| !it.is_empty()) {
-            let (endpoint, given) = Endpoint::parse(part)?;
+        let parts = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+        for (number, part) in (1..).zip(parts) {
+            // A password may hold anything, a comma too: then no part of the text is shown.
+            let shown = (!text.contains('@')).then_some(part);
+            let name = shown.map_or(format!("endpoint {number}"), |it| {
+                format!("the endpoint {it:?}")
+            });
+            let (endpoint, given) = Endpoint::parse(part, &name)?;
             if let (Some(given), Some(known)) = (&given, &credentials)
                 && given != known
             {
@@ -97,12 +103,8 @@ impl Endpoints {
 }
 
 impl Endpoint {
-    fn parse(text: &str) -> Result<(Self, Option<Credentials>)> {
-        let shown = redact(text);
-        let invalid = |why: &str| {
-            let detail = format!("the endpoint {shown:?} {why}");
-            Error::new(ErrorKind::InvalidOptions, detail)
-        };
+    fn parse(text: &str, name: &str) -> Result<(Self, Option<Credentials>)> {
+        let invalid = |why: &str| Error::new(ErrorKind::InvalidOptions, format!("{name} {why}"));
         let (scheme, rest) = match text.split_once("://") {
             Some(("http", rest)) => (Scheme::HTTP, rest),
             Some(("https", rest)) => (Scheme::HTTPS, rest),
@@ -168,15 +170,6 @@ impl fmt::Debug for Endpoint {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credentials(…)")
-    }
-}
-
-/// The text without what stands before an `@`.
-fn redact(text: &str) -> String {
-    match (text.split_once("://"), text.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
-        (None, Some((_, place))) => format!("…@{place}"),
-        (_, None) => text.to_owned(),
     }
 }
 

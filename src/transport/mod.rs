@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
 use http::{HeaderValue, Method};
 
 pub use dial::{Dial, Io, Tcp};
@@ -136,7 +137,11 @@ impl Transport {
                     log.answered(answer);
                 }
                 Ok(answer) => {
-                    self.latency.record(took);
+                    if answer.status.is_server_error() {
+                        self.endpoints.leave(number);
+                    } else {
+                        self.latency.record(took);
+                    }
                     return Ok(answer);
                 }
                 Err(failure) if failure.maybe_sent && repeat == Repeat::NeverSent => {
@@ -227,6 +232,18 @@ impl Transport {
             }
         }
         opened
+    }
+
+    /// Reads the rest of an answer that is expected at once.
+    pub(crate) async fn rest(&self, opened: &mut Opened) -> Result<Bytes, Failure> {
+        let limit = self.latency.attempt(self.timeout);
+        tokio::select! {
+            biased;
+            body = opened.end() => body,
+            () = self.runtime.clock.sleep(limit) => {
+                Err(Failure::new(true, "the answer stopped half-way".into()))
+            }
+        }
     }
 
     fn trace(&self, call: &Call, server: &str, outcome: &Result<Answer, Failure>, took: Duration) {

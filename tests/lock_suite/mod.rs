@@ -9,7 +9,7 @@ use std::time::Duration;
 use tenure::runtime::Runtime;
 use tenure::store::{Delete, Expiry};
 use tenure::testkit::{Faulty, cancel_after};
-use tenure::{Client, ErrorKind, Key, Loss, State, Store, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, HoldState, Key, Loss, Store, StoreExt, Ttl};
 
 /// Clients that share one store, each over a connection of its own.
 pub(crate) struct World {
@@ -231,7 +231,7 @@ pub(crate) async fn a_ticket_deleted_by_force_is_lost_and_its_release_frees_nobo
     assert_eq!(loss, Loss::Deleted);
     assert_eq!(
         (guard.state(), guard.deadline(), guard.is_held()),
-        (State::Lost, None, false)
+        (HoldState::Lost, None, false)
     );
     let successor = soon("the freed lock", b.lock("a").acquire()).await.unwrap();
     assert!(successor.token() > guard.token());
@@ -493,10 +493,10 @@ pub(crate) async fn a_client_that_vanishes_knows_it_and_is_followed_within_its_t
         let lock = b.lock("a");
         async move { lock.acquire().await.unwrap() }
     });
-    eventually("doubt", TTL, || async { guard.state() != State::Held }).await;
+    eventually("doubt", TTL, || async { guard.state() != HoldState::Held }).await;
     assert_eq!(
         guard.state(),
-        State::Suspect,
+        HoldState::Suspect,
         "one missed renewal is no loss"
     );
     assert_eq!(soon("the loss", guard.lost()).await, Loss::Expired);
@@ -522,9 +522,12 @@ pub(crate) async fn an_outage_shorter_than_the_term_loses_nothing(world: World) 
     let (a, link) = world.client_on_a_link();
     let guard = a.lock("a").acquire().await.unwrap();
     link.set_down(true);
-    eventually("doubt", TTL, || async { guard.state() == State::Suspect }).await;
+    eventually("doubt", TTL, || async {
+        guard.state() == HoldState::Suspect
+    })
+    .await;
     link.set_down(false);
-    eventually("trust", TTL, || async { guard.state() == State::Held }).await;
+    eventually("trust", TTL, || async { guard.state() == HoldState::Held }).await;
     guard.release().await.unwrap();
 }
 
@@ -540,7 +543,7 @@ pub(crate) async fn a_shutdown_releases_what_is_held_and_ends_waiters(world: Wor
     })
     .await;
     a.shutdown(LONG).await;
-    assert_eq!(guard.state(), State::Lost);
+    assert_eq!(guard.state(), HoldState::Lost);
     let error = soon("the waiter", waiter).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost);
     line_empties(&b, "a").await;

@@ -15,13 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
 
 pub(crate) use ticket::Ticket;
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Tasks};
 use crate::session::Term;
 use crate::store::{Store, View, Withdrawn};
 
@@ -33,13 +32,13 @@ const OWN_WATCHES: usize = 64;
 pub(crate) struct Lines {
     store: Arc<dyn Store>,
     runtime: Runtime,
-    tasks: TaskTracker,
+    tasks: Tasks,
     open: Mutex<BTreeMap<Key, Weak<Line>>>,
     own_watches: Arc<Semaphore>,
 }
 
 impl Lines {
-    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, tasks: TaskTracker) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, tasks: Tasks) -> Arc<Self> {
         let own_watches = Arc::new(Semaphore::new(OWN_WATCHES));
         Arc::new(Self {
             store,
@@ -180,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_is_shared_while_it_is_used_and_forgotten_with_its_last_handle() {
-        let (tasks, ttl) = (TaskTracker::new(), Ttl::DEFAULT);
+        let (tasks, ttl) = (Tasks::here(), Ttl::DEFAULT);
         let lines = Lines::new(Arc::new(Embedded::new()), Runtime::default(), tasks.clone());
         let dir = Key::new("/_locks/a").unwrap();
         let line = lines.line(&dir, ttl);
@@ -188,7 +187,6 @@ mod tests {
         assert_eq!((lines.open.lock().unwrap().len(), tasks.len()), (1, 1));
         drop(line);
         assert_eq!(lines.open.lock().unwrap().len(), 0);
-        tasks.close();
-        tasks.wait().await;
+        tasks.ended().await;
     }
 }

@@ -59,7 +59,7 @@ impl Ticket {
     /// comes.
     ///
     /// # Errors
-    /// Whatever the lease or the append is refused with; `Unavailable` when three appends got no
+    /// Whatever the lease or the append is refused with; `Timeout` when three appends got no
     /// answer, or one and the look for it: what they may have made is being taken back.
     ///
     /// # Cancel safety
@@ -383,10 +383,11 @@ impl Ticket {
 
 /// What a caller is told who gets no ticket because nobody answers.
 fn given_up(error: Error) -> Error {
-    error.into_kind(
-        ErrorKind::Unavailable,
-        "what the append may have made is being taken back",
-    )
+    let kind = match error.kind() {
+        ErrorKind::Ambiguous | ErrorKind::Unavailable => ErrorKind::Timeout,
+        kind => kind,
+    };
+    error.into_kind(kind, "what the append may have made is being taken back")
 }
 
 impl Drop for Ticket {
