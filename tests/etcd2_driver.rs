@@ -7,42 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::etcd::{Etcd, Options};
+use common::words::{key, lease, open, secs, tag, value, write};
 use tenure::etcd2::Etcd2;
 use tenure::store::{
     Append, Commit, Condition, Delete, Expiry, Freshness, Get, Layout, Naming, Put, Withdraw,
 };
-use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Tag, Ttl};
-
-fn key(text: &str) -> Key {
-    Key::new(text).unwrap()
-}
-
-fn open(etcd: &Etcd) -> Etcd2 {
-    Etcd2::new(etcd.url()).unwrap()
-}
-
-fn tag(nonce: u64) -> Tag {
-    Tag::new(lease(), nonce)
-}
-
-fn lease() -> LeaseId {
-    LeaseId::new(0xabc).unwrap()
-}
-
-fn secs(number: u64) -> Ttl {
-    Ttl::new(Duration::from_secs(number)).unwrap()
-}
-
-async fn write(store: &Etcd2, at: &str, value: &str) -> Index {
-    let value = value.to_owned().into();
-    let written = store.set(&key(at), value, Expiry::Never).await;
-    written.unwrap().index()
-}
-
-async fn value(store: &Etcd2, at: &str) -> Option<String> {
-    let node = store.node(&key(at)).await.unwrap()?;
-    Some(node.text().unwrap().to_owned())
-}
+use tenure::{ErrorKind, Index, Key, Store, StoreExt, Ttl};
 
 #[tokio::test]
 async fn odd_keys_and_values_come_back_as_they_were() {

@@ -6,44 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::words::{key, lease, open, secs, tag, value, write};
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Instant;
 use tenure::store::{Append, Attached, Expiry, Grant, KeyRenewal, Naming, Put, Renew, Withdraw};
-use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Tag, Ttl};
-
-fn key(text: &str) -> Key {
-    Key::new(text).unwrap()
-}
-
-fn open(etcd: &Etcd) -> Etcd2 {
-    Etcd2::new(etcd.url()).unwrap()
-}
-
-fn tag(nonce: u64) -> Tag {
-    Tag::new(lease(), nonce)
-}
-
-fn lease() -> LeaseId {
-    LeaseId::new(0xabc).unwrap()
-}
-
-fn secs(number: u64) -> Ttl {
-    Ttl::new(Duration::from_secs(number)).unwrap()
-}
+use tenure::{ErrorKind, LeaseId, Store, StoreExt};
 
 fn at(millis: u64) -> Instant {
     Instant::new(Duration::from_millis(millis))
-}
-
-async fn write(store: &Etcd2, at: &str, value: &str) -> Index {
-    let value = value.to_owned().into();
-    let written = store.set(&key(at), value, Expiry::Never).await;
-    written.unwrap().index()
-}
-
-async fn value(store: &Etcd2, at: &str) -> Option<String> {
-    let node = store.node(&key(at)).await.unwrap()?;
-    Some(node.text().unwrap().to_owned())
 }
 
 #[tokio::test]

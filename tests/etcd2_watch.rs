@@ -6,23 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::words::{key, write};
 use futures_util::StreamExt;
 use tenure::etcd2::{Builder, Etcd2};
 use tenure::store::{Change, Delete, Event, Expiry, Update, Updates, Watch};
-use tenure::{ErrorKind, Index, Key, Store, StoreExt, Ttl};
-
-fn key(text: &str) -> Key {
-    Key::new(text).unwrap()
-}
+use tenure::{ErrorKind, Index, Store, StoreExt, Ttl};
 
 fn options(etcd: &Etcd) -> Builder {
     Etcd2::builder(etcd.url())
-}
-
-async fn write(store: &Etcd2, at: &str, value: &str) -> Index {
-    let value = value.to_owned().into();
-    let written = store.set(&key(at), value, Expiry::Never).await;
-    written.unwrap().index()
 }
 
 /// The next update, which must come.
