@@ -44,3 +44,31 @@ async fn renewals_on_a_thread_of_their_own_keep_it() {
     let end = client.shutdown(TTL).await;
     assert_eq!((end.left_to_ttl, end.tasks_left), (0, 0));
 }
+
+#[test]
+fn a_lock_outlives_the_runtime_that_acquired_it_if_its_client_was_made_elsewhere() {
+    let new = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+    };
+    let (home, passing) = (new().unwrap(), new().unwrap());
+    let client = home.block_on(Client::connect("embedded:")).unwrap();
+    let ttl = Duration::from_secs(1);
+    let lock = client.lock("a").ttl(ttl);
+    let guard = passing.block_on(async { lock.acquire().await }).unwrap();
+    drop(passing);
+    home.block_on(async {
+        let clock = tenure::runtime::Clock::boot();
+        let end = clock.now() + ttl * 2;
+        while !clock.has_passed(end) {
+            assert!(
+                guard.is_held(),
+                "its renewals ended with a runtime that only passed by"
+            );
+            clock.sleep(ttl / 20).await;
+        }
+        guard.release().await.unwrap();
+    });
+}

@@ -74,7 +74,8 @@ async fn start(core: &Core) -> bool {
         };
         let Some(pause) = pause else {
             if granted {
-                // By the store, but not long enough for us.
+                // By the store, but not long enough for us. Who waits for it is told first.
+                core.publish(SessionState::Failed);
                 revoke(core).await;
             }
             return false;
