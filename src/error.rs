@@ -63,7 +63,12 @@ pub enum ErrorKind {
     RootReadOnly,
     /// The server refuses these credentials, or none were given. Nothing was changed.
     Unauthorized,
+    /// The server knows this user, whose roles do not allow this. Nothing was changed.
+    Forbidden,
 
+    /// TLS found no trust: a certificate that has expired, is signed by a stranger or is for
+    /// another name, or one that the server wants and was not given. Nothing was changed.
+    Untrusted,
     /// The request was never sent: no server could be reached. Nothing was changed.
     Unreachable,
     /// The server answered that it cannot serve now (no leader, stopping). Nothing was changed.
@@ -217,6 +222,8 @@ impl Error {
             | Kind::DirectoryNotEmpty
             | Kind::RootReadOnly
             | Kind::Unauthorized
+            | Kind::Forbidden
+            | Kind::Untrusted
             | Kind::Unreachable
             | Kind::Unavailable
             | Kind::AlreadyHeld
@@ -248,6 +255,8 @@ impl ErrorKind {
             Self::Ambiguous => "the outcome is unknown: read back before trying again",
             Self::Unreachable => "nothing was sent: check the address and that the server runs",
             Self::Unauthorized => "check the user, the password and the role's permissions",
+            Self::Forbidden => "grant one of the user's roles access to the key",
+            Self::Untrusted => "check the CA, the client certificate and the host name",
             Self::HistoryLost => "list again and watch from the list's index",
             Self::ClusterChanged => {
                 "connect anew once you trust that cluster; fencing tokens start anew there"

@@ -7,11 +7,11 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::Etcd2;
-use super::driver::Driver;
+use super::driver::{Driver, Options};
 use super::lease::Leases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
-use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Transport};
+use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Tls, Transport};
 
 /// The options of an [`Etcd2`]: see [`Etcd2::builder`].
 #[derive(Clone)]
@@ -19,6 +19,12 @@ use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Transport};
 pub struct Builder {
     endpoints: String,
     user: Option<(String, String)>,
+    tls: Tls,
+    version_prefix: String,
+    expected_cluster_id: Option<String>,
+    allow_reconnect: bool,
+    allow_redirect: bool,
+    use_proxies: bool,
     timeout: Duration,
     max_skew: Duration,
     poll_period: Duration,
@@ -34,6 +40,12 @@ impl Builder {
         Self {
             endpoints,
             user: None,
+            tls: Tls::new(),
+            version_prefix: "/v2".into(),
+            expected_cluster_id: None,
+            allow_reconnect: true,
+            allow_redirect: true,
+            use_proxies: true,
             timeout: Duration::from_secs(5),
             max_skew: Duration::from_millis(500),
             poll_period: Duration::from_secs(30),
@@ -50,6 +62,49 @@ impl Builder {
     /// processor about 60 ms a request.
     pub fn user(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.user = Some((user.into(), password.into()));
+        self
+    }
+
+    /// What TLS trusts, and the certificate that it shows. Default: the system's roots, and none.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// The path before `/keys`, `/stats` and the others. Default: `/v2`.
+    pub fn version_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.version_prefix = prefix.into();
+        self
+    }
+
+    /// The id that the cluster must have, as `X-Etcd-Cluster-Id` tells it (hexadecimal). Default:
+    /// that of the first answer. Another one is [`ClusterChanged`](ErrorKind::ClusterChanged),
+    /// each time.
+    pub fn expected_cluster_id(mut self, id: impl Into<String>) -> Self {
+        self.expected_cluster_id = Some(id.into());
+        self
+    }
+
+    /// Whether a server that fails gives way to the next. Default: yes. With no, the first
+    /// endpoint is the only one that is ever asked.
+    pub fn allow_reconnect(mut self, allow: bool) -> Self {
+        self.allow_reconnect = allow;
+        self
+    }
+
+    /// Whether redirects are followed: at most five, to the same scheme, with the same method and
+    /// body, and without the credentials when they lead to a host that was not given. Default:
+    /// yes. etcd itself redirects only paths that it would clean.
+    pub fn allow_redirect(mut self, allow: bool) -> Self {
+        self.allow_redirect = allow;
+        self
+    }
+
+    /// Whether only the given endpoints are asked, as behind proxies or a load balancer.
+    /// Default: yes. With no, the client addresses that the members advertise are learned with
+    /// the first request, and again each minute; they come after the given ones.
+    pub fn use_proxies(mut self, only_given: bool) -> Self {
+        self.use_proxies = only_given;
         self
     }
 
@@ -109,6 +164,14 @@ impl Builder {
         self
     }
 
+    /// Makes the complete keys client. Does not connect.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_client(self) -> Result<super::Client> {
+        Ok(self.build()?.client())
+    }
+
     /// Makes the driver. Does not connect.
     ///
     /// # Errors
@@ -126,13 +189,18 @@ impl Builder {
             Some((user, password)) => Some(Credentials { user, password }),
             None => in_url,
         };
+        let user = credentials.as_ref().map(|it| it.user.clone());
         let authorization = credentials.map(|it| basic(&it)).transpose()?;
         let origins: Vec<&str> = endpoints.iter().map(|it| &*it.origin).collect();
         let name = format!("etcd2 {}", origins.join(",")).into();
         let transport = Transport::new(Config {
             endpoints,
             dialer: self.dialer,
+            tls: self.tls,
             authorization,
+            failover: self.allow_reconnect,
+            redirect: self.allow_redirect,
+            discover: !self.use_proxies,
             timeout: self.timeout,
             idle_timeout: self.idle_timeout,
             max_idle: self.max_idle,
@@ -146,7 +214,18 @@ impl Builder {
             poll_period: self.poll_period,
             watch_patience: self.watch_patience,
             leases: Leases::default(),
-            cluster: OnceLock::new(),
+            cluster: self
+                .expected_cluster_id
+                .map_or_else(OnceLock::new, |id| OnceLock::from(id.into_boxed_str())),
+            options: Options {
+                version_prefix: prefix(&self.version_prefix)?,
+                user,
+                allow_reconnect: self.allow_reconnect,
+                allow_redirect: self.allow_redirect,
+                use_proxies: self.use_proxies,
+                timeout: self.timeout,
+                max_idle: self.max_idle,
+            },
         })))
     }
 }
@@ -155,6 +234,7 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The endpoints' text may hold a password.
         f.debug_struct("Builder")
+            .field("tls", &self.tls)
             .field("timeout", &self.timeout)
             .field("max_skew", &self.max_skew)
             .field("poll_period", &self.poll_period)
@@ -162,6 +242,21 @@ impl fmt::Debug for Builder {
             .field("dialer", &self.dialer)
             .finish_non_exhaustive()
     }
+}
+
+/// A path prefix that begins with `/` and does not end with one; empty for none.
+fn prefix(text: &str) -> Result<String> {
+    let path = text.trim_end_matches('/');
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "/-._~".contains(it);
+    let climbs = path
+        .split('/')
+        .skip(1)
+        .any(|it| matches!(it, "" | "." | ".."));
+    if (!path.is_empty() && !path.starts_with('/')) || climbs || !path.chars().all(is_plain) {
+        let text = format!("the version prefix is {text:?}: write one like /v2");
+        return Err(Error::new(ErrorKind::InvalidOptions, text));
+    }
+    Ok(path.to_owned())
 }
 
 fn basic(credentials: &Credentials) -> Result<HeaderValue> {

@@ -3,13 +3,14 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 
 use super::error::{Access, refused, unreadable};
 use super::lease::Leases;
+use super::request::{self, Params};
 use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Index;
+use crate::key::{Index, Key};
 use crate::runtime::{Instant, Runtime};
 use crate::transport::{Call, Repeat, Transport};
 
@@ -25,6 +26,20 @@ pub(super) struct Driver {
     pub(super) leases: Leases,
     /// The cluster that the first answer came from.
     pub(super) cluster: OnceLock<Box<str>>,
+    pub(super) options: Options,
+}
+
+/// What the keys client can read back.
+#[derive(Debug)]
+pub(super) struct Options {
+    /// Begins with `/` and does not end with one.
+    pub(super) version_prefix: String,
+    pub(super) user: Option<String>,
+    pub(super) allow_reconnect: bool,
+    pub(super) allow_redirect: bool,
+    pub(super) use_proxies: bool,
+    pub(super) timeout: Duration,
+    pub(super) max_idle: usize,
 }
 
 /// A success.
@@ -39,6 +54,16 @@ pub(super) struct Reply {
 impl Driver {
     pub(super) fn deadline(&self) -> Instant {
         self.transport.deadline()
+    }
+
+    /// A GET or DELETE of a key.
+    pub(super) fn query(&self, method: Method, key: &Key, params: &Params) -> Result<Call> {
+        request::query(&self.options.version_prefix, method, key, params)
+    }
+
+    /// A PUT or POST of a key.
+    pub(super) fn form(&self, method: Method, key: &Key, params: Params) -> Result<Call> {
+        request::form(&self.options.version_prefix, method, key, params)
     }
 
     /// Sends a GET, to the endpoint `skip` places after the current one first.

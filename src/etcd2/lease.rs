@@ -22,7 +22,7 @@ use futures_util::stream::{self, StreamExt as _};
 use http::Method;
 
 use super::driver::Driver;
-use super::request::{Params, form, text};
+use super::request::{Params, text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId, Ttl};
 use crate::runtime::Instant;
@@ -256,7 +256,7 @@ impl Driver {
                 .flag("refresh")
                 .number("ttl", ttl.whole_secs())
                 .previous(Some(own), Some(pin));
-            let call = form(Method::PUT, key, params)?;
+            let call = self.form(Method::PUT, key, params)?;
             // Repeating is harmless: whichever lands first moves the index away from the pin.
             let error = match self.write(&call, Repeat::Harmless, deadline).await {
                 Ok(reply) => {

@@ -24,6 +24,7 @@
 //! * A watch that no server answers goes on trying for [`Builder::watch_patience`].
 
 mod builder;
+mod client;
 mod driver;
 mod error;
 mod lease;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use builder::Builder;
+pub use client::Client;
 use driver::Driver;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -82,6 +84,11 @@ impl Etcd2 {
         let deadline = self.0.deadline();
         let found = self.0.fetch(&key, Freshness::Any, deadline).await;
         found.map(|_| ()).map_err(|it| it.during("connect"))
+    }
+
+    /// The complete keys client on the same connections.
+    pub fn client(&self) -> Client {
+        Client::of(self.0.clone())
     }
 
     /// What errors and traces call this store: `etcd2 http://h1:2379,…`.

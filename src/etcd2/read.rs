@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::driver::{Driver, Reply};
-use super::request::{Params, query};
+use super::request::Params;
 use super::wire::RawNode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
@@ -33,7 +33,7 @@ impl Driver {
 
     /// The same, or the server's reason why there is none.
     pub(super) async fn there(&self, key: &Key, deadline: Instant) -> Result<Node> {
-        let quorum = query(Method::GET, key, &Params::new().flag("quorum"))?;
+        let quorum = self.query(Method::GET, key, &Params::new().flag("quorum"))?;
         let reply = self.read(&quorum, 0, deadline).await?;
         reply.body.node.node(reply.index).ok_or_else(|| {
             let text = "the node that was asked for has a key that breaks the rules of keys";
@@ -47,8 +47,8 @@ impl Driver {
         freshness: Freshness,
         deadline: Instant,
     ) -> Result<Found> {
-        let local = query(Method::GET, key, &Params::new())?;
-        let quorum = query(Method::GET, key, &Params::new().flag("quorum"))?;
+        let local = self.query(Method::GET, key, &Params::new())?;
+        let quorum = self.query(Method::GET, key, &Params::new().flag("quorum"))?;
         let least = match freshness {
             Freshness::Any => return self.found(self.read(&local, 0, deadline).await),
             Freshness::Linearizable => return self.found(self.read(&quorum, 0, deadline).await),

@@ -81,8 +81,8 @@ impl Params {
 }
 
 /// A GET or DELETE.
-pub(super) fn query(method: Method, key: &Key, params: &Params) -> Result<Call> {
-    let mut target = path(key);
+pub(super) fn query(prefix: &str, method: Method, key: &Key, params: &Params) -> Result<Call> {
+    let mut target = path(prefix, key);
     if !params.0.is_empty() {
         target.push('?');
         target.push_str(&params.0);
@@ -96,8 +96,8 @@ pub(super) fn query(method: Method, key: &Key, params: &Params) -> Result<Call> 
 }
 
 /// A PUT or POST.
-pub(super) fn form(method: Method, key: &Key, params: Params) -> Result<Call> {
-    let target = path(key);
+pub(super) fn form(prefix: &str, method: Method, key: &Key, params: Params) -> Result<Call> {
+    let target = path(prefix, key);
     check_line(&method, &target, ErrorKind::InvalidKey)?;
     if params.0.len() > FORM_LIMIT {
         let text = format!(
@@ -130,8 +130,8 @@ pub(super) fn text(value: &[u8]) -> Result<&str> {
     })
 }
 
-fn path(key: &Key) -> String {
-    let mut path = String::from("/v2/keys");
+fn path(prefix: &str, key: &Key) -> String {
+    let mut path = format!("{prefix}/keys");
     if key.is_root() {
         path.push('/');
     }
@@ -174,7 +174,7 @@ mod tests {
             ("/...", "/v2/keys/..."),
             ("/a;b&c", "/v2/keys/a%3Bb%26c"),
         ] {
-            assert_eq!(path(&Key::new(key).unwrap()), expected);
+            assert_eq!(path("/v2", &Key::new(key).unwrap()), expected);
         }
     }
 
@@ -193,11 +193,11 @@ mod tests {
     #[test]
     fn a_request_line_that_would_reset_the_connection_is_refused() {
         let long = Key::new(format!("/{}", " ".repeat(1_500))).unwrap();
-        let error = form(Method::PUT, &long, Params::new()).unwrap_err();
+        let error = form("/v2", Method::PUT, &long, Params::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidKey);
         let key = Key::new("/a").unwrap();
         let params = Params::new().with("prevValue", &"x".repeat(4_000));
-        let error = query(Method::DELETE, &key, &params).unwrap_err();
+        let error = query("/v2", Method::DELETE, &key, &params).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidValue);
         assert!(fitting(Err(error)).unwrap().is_none());
     }
@@ -206,7 +206,7 @@ mod tests {
     fn a_form_larger_than_the_server_reads_is_refused() {
         let key = Key::new("/a").unwrap();
         let params = Params::new().with("value", &"x".repeat(FORM_LIMIT));
-        let error = form(Method::PUT, &key, params).unwrap_err();
+        let error = form("/v2", Method::PUT, &key, params).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidValue);
     }
 }

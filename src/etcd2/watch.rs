@@ -37,7 +37,7 @@ use http::Method;
 
 use super::driver::{Driver, etcd_index};
 use super::error::{Access, refused};
-use super::request::{Params, query};
+use super::request::Params;
 use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
@@ -330,7 +330,7 @@ impl Machine {
         if let Some(from) = from {
             params = params.number("waitIndex", from.get());
         }
-        let call = query(Method::GET, &self.watch.key, &params)?;
+        let call = self.driver.query(Method::GET, &self.watch.key, &params)?;
         let mut opened = driver
             .transport
             .open(&call, endpoint)

@@ -6,7 +6,7 @@ use http::Method;
 
 use super::driver::{Driver, Reply};
 use super::read::{Found, is_absence};
-use super::request::{Params, fitting, form, query, text};
+use super::request::{Params, fitting, text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Tag};
 use crate::runtime::Instant;
@@ -46,7 +46,7 @@ impl Driver {
 
     async fn put_when(&self, put: &Put, params: Params, deadline: Instant) -> Result<Written> {
         let key = &put.key;
-        let make = |more: Params| form(Method::PUT, key, params.clone().and(&more));
+        let make = |more: Params| self.form(Method::PUT, key, params.clone().and(&more));
         let plain = match &put.when {
             Condition::Any => Params::new(),
             Condition::Absent => Params::new().with("prevExist", "false"),
@@ -92,7 +92,7 @@ impl Driver {
         if let Some(ttl) = self.ttl_of(append.expiry)? {
             params = params.number("ttl", ttl);
         }
-        let call = form(Method::POST, &append.dir, params)?;
+        let call = self.form(Method::POST, &append.dir, params)?;
         // A second POST would be a second ticket.
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
         let node = written(reply)?.node;
@@ -122,7 +122,7 @@ impl Driver {
     async fn delete_when(&self, delete: &Delete) -> Result<Reply> {
         let deadline = self.deadline();
         let key = &delete.key;
-        let make = |params: Params| query(Method::DELETE, key, &params);
+        let make = |params: Params| self.query(Method::DELETE, key, &params);
         let plain = match &delete.when {
             Condition::Any if delete.recursive => Params::new().flag("recursive"),
             Condition::Any | Condition::Present => Params::new(),
@@ -223,7 +223,7 @@ impl Driver {
         let known = withdraw.node.is_some();
         if withdraw.naming == Naming::Tag {
             let key = withdraw.dir.join(&withdraw.tag.to_string())?;
-            let call = query(Method::DELETE, &key, &Params::new())?;
+            let call = self.query(Method::DELETE, &key, &Params::new())?;
             // The name is the tag: nobody else's node can be there.
             return match self.write(&call, Repeat::Harmless, deadline).await {
                 Ok(reply) => Ok(Withdrawn::new(deleted(reply).index, true, true)),
@@ -241,9 +241,9 @@ impl Driver {
             };
             let by_value = Params::new().previous(Some(text(&ticket.value)?), None);
             let by_index = Params::new().previous(None, Some(ticket.modified));
-            let call = match fitting(query(Method::DELETE, &ticket.key, &by_value))? {
+            let call = match fitting(self.query(Method::DELETE, &ticket.key, &by_value))? {
                 Some(call) => call,
-                None => query(Method::DELETE, &ticket.key, &by_index)?,
+                None => self.query(Method::DELETE, &ticket.key, &by_index)?,
             };
             // Repeating is harmless: a value that begins with our tag was written by nobody else,
             // and is never written twice.

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
 use super::dial::{Dial, Io};
+use super::tls::Tls;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Adapts a [`Dial`].
@@ -98,10 +99,10 @@ impl hyper::rt::Write for Link {
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
 pub(super) type Connector = Dialer;
 
-/// Makes the connector; `https` says whether any endpoint needs TLS.
+/// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
-pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
-    if https {
+pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
+    if tls.is_some() {
         let detail = "an https:// endpoint needs the feature `tls-ring` or `tls-aws-lc`";
         return Err(Error::new(ErrorKind::InvalidOptions, detail));
     }
@@ -111,9 +112,9 @@ pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 pub(super) type Connector = hyper_rustls::HttpsConnector<Dialer>;
 
-/// Makes the connector; `https` says whether any endpoint needs TLS.
+/// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
+pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
     use hyper_rustls::ConfigBuilderExt;
     use rustls::{ClientConfig, RootCertStore};
 
@@ -128,7 +129,7 @@ pub(super) fn connector(dialer: Dialer, https: bool) -> Result<Connector> {
     let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .map_err(|cause| invalid("TLS cannot be set up").caused_by(cause))?;
-    let config = if https {
+    let config = if tls.is_some() {
         builder
             .with_native_roots()
             .map_err(|cause| {

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use super::connect::{Connector, Dialer, connector};
 use super::dial::Dial;
 use super::endpoint::Endpoint;
+use super::tls::Tls;
 use crate::error::Result;
 use crate::runtime::{Clock, Instant, Runtime};
 
@@ -92,13 +93,13 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) fn new(
         dialer: Arc<dyn Dial>,
-        https: bool,
+        tls: Option<&Tls>,
         authorization: Option<HeaderValue>,
         runtime: &Runtime,
         idle: (Duration, usize),
     ) -> Result<Self> {
         let thread = runtime.own_thread().cloned();
-        let connector = connector(Dialer::new(dialer, thread.clone()), https)?;
+        let connector = connector(Dialer::new(dialer, thread.clone()), tls)?;
         // hyper's own retry stays on: it only repeats what provably was never written.
         let client = Client::builder(Tasks(thread))
             .pool_timer(TokioTimer::new())

@@ -4,13 +4,15 @@
 //! on: a request that was never sent may go to the next server; one that may have been sent may
 //! only be repeated by whoever knows that repeating it is harmless.
 //!
-//! Public is only the seam for other networks: [`Dial`], and [`Tcp`], the default.
+//! Public are the options of [`Tls`], and the seam for other networks: [`Dial`], and [`Tcp`], the
+//! default.
 
 mod connect;
 mod dial;
 mod endpoint;
 mod exchange;
 mod latency;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -26,6 +28,7 @@ pub(crate) use endpoint::{Credentials, Endpoints};
 use exchange::Exchange;
 pub(crate) use exchange::{Answer, Call, Failure, Opened};
 use latency::Latency;
+pub use tls::Tls;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Instant, Runtime};
@@ -35,7 +38,14 @@ use crate::runtime::{Instant, Runtime};
 pub(crate) struct Config {
     pub(crate) endpoints: Endpoints,
     pub(crate) dialer: Arc<dyn Dial>,
+    pub(crate) tls: Tls,
     pub(crate) authorization: Option<HeaderValue>,
+    /// Whether a server that fails gives way to the next.
+    pub(crate) failover: bool,
+    /// Whether redirects are followed.
+    pub(crate) redirect: bool,
+    /// Whether the servers that the cluster advertises are asked too.
+    pub(crate) discover: bool,
     pub(crate) timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_idle: usize,
@@ -65,7 +75,7 @@ impl Transport {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let exchange = Exchange::new(
             config.dialer,
-            config.endpoints.any_https(),
+            config.endpoints.any_https().then_some(&config.tls),
             config.authorization,
             &config.runtime,
             (config.idle_timeout, config.max_idle),

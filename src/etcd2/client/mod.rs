@@ -1,0 +1,121 @@
+//! The complete keys client: what python-etcd's `Client` does, typed, and without its traps.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::driver::Driver;
+use super::{Builder, Etcd2};
+use crate::error::Result;
+
+/// A client of the etcd v2 API. Cloning is cheap and shares connections.
+#[derive(Clone)]
+pub struct Client {
+    driver: Arc<Driver>,
+}
+
+impl Client {
+    /// A client of these endpoints, `http(s)://host:port` separated by commas, with the default
+    /// options. Does not connect.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new(endpoints: impl Into<String>) -> Result<Self> {
+        Self::builder(endpoints).build_client()
+    }
+
+    /// The options of a client of these endpoints.
+    pub fn builder(endpoints: impl Into<String>) -> Builder {
+        Etcd2::builder(endpoints)
+    }
+
+    pub(super) fn of(driver: Arc<Driver>) -> Self {
+        Self { driver }
+    }
+
+    /// The [`Store`](crate::Store) on the same connections, for recipes.
+    pub fn store(&self) -> Etcd2 {
+        Etcd2(self.driver.clone())
+    }
+
+    /// The server that is asked first now: `http://host:port`.
+    pub fn base_uri(&self) -> String {
+        let endpoints = self.driver.transport.endpoints();
+        endpoints.at(endpoints.current()).origin.to_string()
+    }
+
+    /// Its host.
+    pub fn host(&self) -> String {
+        let endpoints = self.driver.transport.endpoints();
+        endpoints
+            .at(endpoints.current())
+            .authority
+            .host()
+            .to_owned()
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        let endpoints = self.driver.transport.endpoints();
+        let authority = &endpoints.at(endpoints.current()).authority;
+        authority.port_u16().unwrap_or_default()
+    }
+
+    /// `http` or `https`.
+    pub fn protocol(&self) -> String {
+        let endpoints = self.driver.transport.endpoints();
+        endpoints.at(endpoints.current()).scheme.to_string()
+    }
+
+    /// How long an operation may take: [`Builder::timeout`].
+    pub fn timeout(&self) -> Duration {
+        self.driver.options.timeout
+    }
+
+    /// The path before `/keys`: [`Builder::version_prefix`].
+    pub fn version_prefix(&self) -> &str {
+        &self.driver.options.version_prefix
+    }
+
+    /// The path before the keys: `/v2/keys`.
+    pub fn key_endpoint(&self) -> String {
+        format!("{}/keys", self.version_prefix())
+    }
+
+    /// Whether a server that fails gives way to the next: [`Builder::allow_reconnect`].
+    pub fn allow_reconnect(&self) -> bool {
+        self.driver.options.allow_reconnect
+    }
+
+    /// Whether redirects are followed: [`Builder::allow_redirect`].
+    pub fn allow_redirect(&self) -> bool {
+        self.driver.options.allow_redirect
+    }
+
+    /// Whether only the given endpoints are asked: [`Builder::use_proxies`].
+    pub fn use_proxies(&self) -> bool {
+        self.driver.options.use_proxies
+    }
+
+    /// The user, if one was given. The password is not told.
+    pub fn username(&self) -> Option<&str> {
+        self.driver.options.user.as_deref()
+    }
+
+    /// How many idle connections are kept for each endpoint: [`Builder::max_idle_connections`].
+    pub fn max_idle_connections(&self) -> usize {
+        self.driver.options.max_idle
+    }
+
+    /// The id that the cluster must have: the one [expected](Builder::expected_cluster_id), else
+    /// that of the first answer; `None` before.
+    pub fn cluster_id(&self) -> Option<&str> {
+        self.driver.cluster.get().map(|id| &**id)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.driver.name).finish()
+    }
+}
