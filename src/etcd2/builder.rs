@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::Etcd2;
+use super::access::Accepted;
 use super::driver::{Driver, Options};
 use super::lease::Leases;
 use crate::error::{Error, ErrorKind, Result};
@@ -217,6 +218,7 @@ impl Builder {
             cluster: self
                 .expected_cluster_id
                 .map_or_else(OnceLock::new, |id| OnceLock::from(id.into_boxed_str())),
+            accepted: Accepted::default(),
             options: Options {
                 version_prefix: prefix(&self.version_prefix)?,
                 user,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 
+use super::access::Accepted;
 use super::error::{Access, refused, unreadable};
 use super::lease::Leases;
 use super::request::{self, Params};
@@ -12,7 +13,7 @@ use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::{Instant, Runtime};
-use crate::transport::{Call, Repeat, Transport};
+use crate::transport::{Answer, Call, Repeat, Transport};
 
 /// What every operation needs.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(super) struct Driver {
     /// The cluster that the first answer came from.
     pub(super) cluster: OnceLock<Box<str>>,
     pub(super) options: Options,
+    pub(super) accepted: Accepted,
 }
 
 /// What the keys client can read back.
@@ -83,6 +85,31 @@ impl Driver {
             .await
     }
 
+    /// Sends any request; an answer that is no success is an error.
+    pub(super) async fn ask(
+        &self,
+        call: &Call,
+        access: Access,
+        repeat: Repeat,
+        skip: usize,
+        deadline: Instant,
+    ) -> Result<Answer> {
+        let answer = self.transport.call(call, repeat, skip, deadline).await?;
+        let place = |error: Error| error.on(&*answer.server);
+        self.check_cluster(&answer.headers).map_err(place)?;
+        self.accepted.note(call, answer.status);
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        let error = refused(answer.status, &answer.body, access);
+        // A body of a refusal has the index too, but not every one.
+        let error = place(match (error.index(), etcd_index(&answer.headers)) {
+            (None, Some(index)) => error.seen_at(index),
+            _ => error,
+        });
+        Err(self.explained(error, deadline).await)
+    }
+
     async fn exchange(
         &self,
         call: &Call,
@@ -91,18 +118,9 @@ impl Driver {
         skip: usize,
         deadline: Instant,
     ) -> Result<Reply> {
-        let answer = self.transport.call(call, repeat, skip, deadline).await?;
+        let answer = self.ask(call, access, repeat, skip, deadline).await?;
         let server = answer.server;
         let place = |error: Error| error.on(&*server);
-        self.check_cluster(&answer.headers).map_err(place)?;
-        if !answer.status.is_success() {
-            let error = refused(answer.status, &answer.body, access);
-            // A body of a refusal has the index too, but not every one.
-            return Err(place(match (error.index(), etcd_index(&answer.headers)) {
-                (None, Some(index)) => error.seen_at(index),
-                _ => error,
-            }));
-        }
         let body = serde_json::from_slice(&answer.body)
             .map_err(|cause| place(unreadable(&answer.body, access, cause)))?;
         let index = etcd_index(&answer.headers).ok_or_else(|| {

@@ -76,7 +76,7 @@ fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {
         Some(401) => ErrorKind::HistoryLost,
         Some(300 | 301) => lost,
         _ if status.is_server_error() => lost,
-        None if matches!(status.as_u16(), 401 | 403) => ErrorKind::Unauthorized,
+        None => uncoded(status, &refusal.message),
         _ => ErrorKind::Protocol,
     };
     let message = refusal.message.to_lowercase();
@@ -91,6 +91,19 @@ fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {
     match Index::new(refusal.index) {
         Some(index) => error.seen_at(index),
         None => error,
+    }
+}
+
+/// What a refusal of the auth, members or stats API means, which have no codes.
+fn uncoded(status: StatusCode, message: &str) -> ErrorKind {
+    match status.as_u16() {
+        400 => ErrorKind::InvalidOptions,
+        401 => ErrorKind::Unauthorized,
+        403 => ErrorKind::Forbidden,
+        404 => ErrorKind::NotFound,
+        409 if message.contains("already exists") => ErrorKind::AlreadyExists,
+        409 => ErrorKind::ConditionFailed,
+        _ => ErrorKind::Protocol,
     }
 }
 
@@ -178,7 +191,10 @@ mod tests {
     fn a_message_without_a_code_is_understood() {
         let body = r#"{"message":"Insufficient credentials"}"#;
         assert_eq!(kind(401, body, Access::Read), ErrorKind::Unauthorized);
-        assert_eq!(kind(409, body, Access::Read), ErrorKind::Protocol);
+        assert_eq!(kind(409, body, Access::Read), ErrorKind::ConditionFailed);
+        let body = r#"{"message":"auth: Role app already exists."}"#;
+        assert_eq!(kind(409, body, Access::Write), ErrorKind::AlreadyExists);
+        assert_eq!(kind(410, body, Access::Write), ErrorKind::Protocol);
     }
 
     #[test]

@@ -23,8 +23,9 @@
 //!   1,000 others happen in the store ends with `HistoryLost`.
 //! * A watch that no server answers goes on trying for [`Builder::watch_patience`].
 
+mod access;
 mod builder;
-mod client;
+pub mod client;
 mod driver;
 mod error;
 mod lease;

@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
-use crate::transport::Call;
+use crate::transport::{Call, Payload};
 
 /// The longest request line that is sent, in bytes.
 const LINE_LIMIT: usize = 4_000;
@@ -20,7 +20,7 @@ const LINE_LIMIT: usize = 4_000;
 const FORM_LIMIT: usize = 10 << 20;
 
 /// What need not be escaped anywhere.
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+pub(super) const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -58,6 +58,11 @@ impl Params {
         self.with(name, &number.to_string())
     }
 
+    /// As they are sent.
+    pub(super) fn encoded(self) -> String {
+        self.0
+    }
+
     /// These and those.
     pub(super) fn and(mut self, more: &Self) -> Self {
         if !self.0.is_empty() && !more.0.is_empty() {
@@ -91,7 +96,7 @@ pub(super) fn query(prefix: &str, method: Method, key: &Key, params: &Params) ->
     Ok(Call {
         method,
         target,
-        form: None,
+        payload: None,
     })
 }
 
@@ -109,7 +114,7 @@ pub(super) fn form(prefix: &str, method: Method, key: &Key, params: Params) -> R
     Ok(Call {
         method,
         target,
-        form: Some(params.0.into()),
+        payload: Some(Payload::Form(params.0.into())),
     })
 }
 

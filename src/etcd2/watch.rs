@@ -305,7 +305,7 @@ impl Machine {
         let call = Call {
             method: Method::GET,
             target: "/health".into(),
-            form: None,
+            payload: None,
         };
         match transport.open(&call, endpoint).await {
             Ok(opened) if opened.status.is_server_error() => endpoint + 1,

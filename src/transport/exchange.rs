@@ -31,8 +31,14 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     /// Path and query, already escaped.
     pub(crate) target: String,
-    /// A form, already encoded.
-    pub(crate) form: Option<Bytes>,
+    pub(crate) payload: Option<Payload>,
+}
+
+/// What is sent along, already encoded.
+#[derive(Clone, Debug)]
+pub(crate) enum Payload {
+    Form(Bytes),
+    Json(Bytes),
 }
 
 /// A whole answer.
@@ -192,13 +198,15 @@ impl Exchange {
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        if call.form.is_some() {
-            let form = HeaderValue::from_static("application/x-www-form-urlencoded");
-            request = request.header(header::CONTENT_TYPE, form);
+        let (kind, body) = match &call.payload {
+            None => (None, Bytes::new()),
+            Some(Payload::Form(body)) => (Some("application/x-www-form-urlencoded"), body.clone()),
+            Some(Payload::Json(body)) => (Some("application/json"), body.clone()),
+        };
+        if let Some(kind) = kind {
+            request = request.header(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         }
-        request
-            .body(Full::new(call.form.clone().unwrap_or_default()))
-            .map_err(failed)
+        request.body(Full::new(body)).map_err(failed)
     }
 }
 

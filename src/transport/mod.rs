@@ -24,9 +24,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Method};
 
 pub use dial::{Dial, Io, Tcp};
-pub(crate) use endpoint::{Credentials, Endpoints};
+pub(crate) use endpoint::{Credentials, Endpoint, Endpoints};
 use exchange::Exchange;
-pub(crate) use exchange::{Answer, Call, Failure, Opened};
+pub(crate) use exchange::{Answer, Call, Failure, Opened, Payload};
 use latency::Latency;
 pub use tls::Tls;
 
@@ -177,6 +177,28 @@ impl Transport {
                 return log.give_up(self.timeout);
             }
         }
+    }
+
+    /// Sends a harmless request to one server, once.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Timeout`, `Protocol`.
+    pub(crate) async fn call_one(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<Answer> {
+        let started = self.runtime.clock.now();
+        let until = deadline.min(started + self.latency.attempt(self.timeout));
+        let outcome = self.exchange.whole(call, (0, endpoint), until).await;
+        let took = self.runtime.clock.now().since(started);
+        self.trace(call, &endpoint.origin, &outcome, took);
+        outcome.or_else(|failure| {
+            let mut log = Attempts::default();
+            log.failed(&endpoint.origin, failure);
+            log.give_up(self.timeout)
+        })
     }
 
     /// One attempt. A read that takes longer than is normal is asked of the next endpoint too, and

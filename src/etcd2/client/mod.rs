@@ -1,8 +1,19 @@
 //! The complete keys client: what python-etcd's `Client` does, typed, and without its traps.
 
+mod auth;
+mod cluster;
+mod raw;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use auth::{Auth, Permissions, Role, User};
+pub use cluster::{
+    Counts, FollowerStats, Health, Latency, LeaderInfo, LeaderStats, Member, SelfStats, StoreStats,
+    Versions,
+};
+pub use raw::{Method, Raw, RawAnswer};
 
 use super::driver::Driver;
 use super::{Builder, Etcd2};
@@ -44,14 +55,11 @@ impl Client {
         endpoints.at(endpoints.current()).origin.to_string()
     }
 
-    /// Its host.
+    /// Its host: a name, or an address without brackets.
     pub fn host(&self) -> String {
         let endpoints = self.driver.transport.endpoints();
-        endpoints
-            .at(endpoints.current())
-            .authority
-            .host()
-            .to_owned()
+        let host = endpoints.at(endpoints.current()).authority.host();
+        host.trim_matches(['[', ']']).to_owned()
     }
 
     /// Its port.
