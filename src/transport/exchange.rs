@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::connect::{Connector, Dialer, connector};
 use super::dial::Dial;
+use super::distrust::{self, Moment};
 use super::endpoint::Endpoint;
 use super::tls::Tls;
 use crate::error::Result;
@@ -65,6 +66,8 @@ pub(crate) struct Failure {
     pub(crate) maybe_sent: bool,
     /// Whether something answered that does not speak HTTP.
     pub(crate) not_http: bool,
+    /// Whether TLS found no trust. Then nothing was sent.
+    pub(crate) untrusted: bool,
     pub(crate) reason: String,
     pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -87,6 +90,8 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 pub(super) struct Exchange {
     client: Client<Connector, Full<Bytes>>,
     authorization: Option<HeaderValue>,
+    /// Whether TLS has a certificate to show.
+    identity: bool,
     clock: Clock,
 }
 
@@ -109,6 +114,7 @@ impl Exchange {
         Ok(Self {
             client,
             authorization,
+            identity: tls.is_some_and(|it| it.identity.is_some()),
             clock: runtime.clock.clone(),
         })
     }
@@ -136,7 +142,10 @@ impl Exchange {
                 return Err(Failure::new(maybe_sent, format!("no {what} within {} ms", took.as_millis())));
             }
         };
-        let answer = outcome.map_err(|error| Failure::of(error, &connection))?;
+        let answer = outcome.map_err(|error| {
+            let connected = connection.connection_metadata().is_some();
+            Failure::of(error, connected, self.identity)
+        })?;
         let (head, body) = answer.into_parts();
         Ok(Opened {
             status: head.status,
@@ -236,18 +245,29 @@ impl Failure {
         Self {
             maybe_sent,
             not_http: false,
+            untrusted: false,
             reason,
             cause: None,
         }
     }
 
-    fn of(
-        error: hyper_util::client::legacy::Error,
-        connection: &hyper_util::client::legacy::connect::CaptureConnection,
-    ) -> Self {
-        let maybe_sent = !error.is_connect() && connection.connection_metadata().is_some();
-        let not_http = innermost_hyper(&error).is_some_and(hyper::Error::is_parse);
-        let reason = if not_http {
+    fn of(error: hyper_util::client::legacy::Error, connected: bool, identity: bool) -> Self {
+        let moment = if error.is_connect() || !connected {
+            Moment::Handshake
+        } else {
+            Moment::Connected
+        };
+        let distrust = distrust::words(&error, moment, identity);
+        let hyper = innermost_hyper(&error);
+        // What hyper calls canceled it never began to write.
+        let maybe_sent = moment == Moment::Connected
+            && distrust.is_none()
+            && !hyper.is_some_and(hyper::Error::is_canceled);
+        let not_http = hyper.is_some_and(hyper::Error::is_parse);
+        let untrusted = distrust.is_some();
+        let reason = if let Some(words) = distrust {
+            words
+        } else if not_http {
             "the answer is not HTTP".to_owned()
         } else {
             let what = if maybe_sent {
@@ -260,6 +280,7 @@ impl Failure {
         Self {
             maybe_sent,
             not_http,
+            untrusted,
             reason,
             cause: Some(error.into()),
         }
