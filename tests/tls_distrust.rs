@@ -20,7 +20,7 @@ use common::words::{key, value, write};
 use tls::{Authority, Directory, Identity, etcd, url};
 
 /// What a store may take in all. Whoever waits it out has retried what cannot change.
-const TIMEOUT: Duration = Duration::from_secs(6);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Far less, and far more than a handshake takes on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
@@ -68,6 +68,15 @@ async fn an_unknown_authority_is_named_as_such() {
         &error,
         &[&url(&server), "signed by an authority that is not trusted"],
     );
+}
+
+#[tokio::test]
+async fn an_authority_made_anew_under_its_old_name_is_told_as_such() {
+    let files = Directory::new();
+    let (old, new) = (Authority::named("ours"), Authority::named("ours"));
+    let server = etcd(&files, &new.vouch("127.0.0.1"), None);
+    let error = refusal(&server, Tls::new().ca_pem(old.pem)).await;
+    says(&error, &["names a trusted authority that did not sign it"]);
 }
 
 #[tokio::test]
@@ -150,20 +159,33 @@ async fn a_server_that_is_not_trusted_gives_way_to_one_that_is() {
 async fn a_server_that_speaks_the_other_protocol_is_told_as_such() {
     let (ours, files) = (Authority::new(), Directory::new());
     let server = etcd(&files, &ours.vouch("127.0.0.1"), None);
-    for (url, tls) in [
+    let https = server.url().replace("http://", "https://");
+    let http = format!("http://{}", server.tls_host());
+    let tls = Tls::new().ca_pem(&*ours.pem);
+    let clock: Clock = Runtime::default().clock;
+    for (url, tls, kind, words) in [
         (
-            server.url().replace("http://", "https://"),
-            Tls::new().ca_pem(&*ours.pem),
+            https,
+            tls,
+            ErrorKind::Untrusted,
+            "is this an http:// endpoint?",
         ),
-        (format!("http://{}", server.tls_host()), Tls::new()),
+        (
+            http,
+            Tls::new(),
+            ErrorKind::Protocol,
+            "is this an https:// endpoint?",
+        ),
     ] {
-        let clock: Clock = Runtime::default().clock;
         let started = clock.now();
-        let error = store(&url, tls).probe().await.unwrap_err();
-        println!(
-            "{:?} {:?} {error:?}",
-            clock.now().since(started),
-            error.kind()
-        );
+        let error = store(&url, tls.clone()).probe().await.unwrap_err();
+        let took = clock.now().since(started);
+        assert!(took < AT_ONCE, "{took:?}: {error}");
+        assert_eq!(error.kind(), kind, "{error}");
+        says(&error, &[&url, words]);
+        let store = store(&url, tls);
+        let put = store.set(&key("/a"), "x".into(), Expiry::Never).await;
+        let error = put.unwrap_err();
+        says(&error, &[&url, words]);
     }
 }

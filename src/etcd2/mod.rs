@@ -30,6 +30,8 @@ mod error;
 mod lease;
 mod read;
 mod request;
+#[cfg(feature = "srv")]
+mod srv;
 mod watch;
 mod wire;
 mod write;
@@ -42,6 +44,9 @@ use async_trait::async_trait;
 pub use builder::Builder;
 pub use client::Client;
 use driver::Driver;
+#[cfg(feature = "srv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
+pub use srv::{Service, Srv};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};

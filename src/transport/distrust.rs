@@ -24,8 +24,14 @@ pub(super) fn words(_: &(dyn StdError + 'static), _: Moment, _: bool) -> Option<
     None
 }
 
+/// Whether it takes a server that speaks TLS to fail in this way.
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+pub(super) fn is_tls(_: &(dyn StdError + 'static)) -> bool {
+    false
+}
+
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-pub(super) use with_tls::words;
+pub(super) use with_tls::{is_tls, words};
 
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 mod with_tls {
@@ -64,6 +70,14 @@ mod with_tls {
             }
             other => format!("the TLS handshake fails ({other})"),
         })
+    }
+
+    /// Whether it takes a server that speaks TLS to fail in this way.
+    pub(in super::super) fn is_tls(error: &(dyn StdError + 'static)) -> bool {
+        matches!(
+            find(error),
+            Some(Error::InvalidCertificate(_) | Error::AlertReceived(_))
+        )
     }
 
     /// The server's word on our certificate.
@@ -113,18 +127,29 @@ mod with_tls {
                 expected,
                 presented,
             } => {
-                let names = if presented.is_empty() {
-                    "no name at all".to_owned()
-                } else {
-                    presented.join(", ")
+                let names: Vec<&str> = presented.iter().map(|it| bare(it)).collect();
+                let names = match names.as_slice() {
+                    [] => "no name at all".to_owned(),
+                    names => names.join(", "),
                 };
                 let expected = expected.to_str();
                 format!("the server's certificate is for {names}, not for {expected}")
             }
             Bad::NotValidForName => "the server's certificate is for another name".into(),
+            Bad::BadSignature => "the server's certificate names a trusted authority that did not \
+                 sign it: was that made anew under the same name?"
+                .into(),
             Bad::Revoked => "the server's certificate was revoked".into(),
             other => format!("the server's certificate is refused ({other})"),
         }
+    }
+
+    /// The name in `DnsName("etcd.example")`.
+    fn bare(presented: &str) -> &str {
+        let name = presented
+            .split_once('(')
+            .and_then(|(_, rest)| rest.strip_suffix(')'));
+        name.map_or(presented, |it| it.trim_matches('"'))
     }
 
     /// rustls' error within this one.

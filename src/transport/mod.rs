@@ -13,6 +13,7 @@ mod distrust;
 mod endpoint;
 mod exchange;
 mod latency;
+mod mistaken;
 mod tls;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 mod trust;
@@ -341,8 +342,7 @@ impl Attempts {
             let text = format!("no server could be reached within {whole:?} ({reasons})");
             (ErrorKind::Unreachable, text)
         } else if self.last.values().any(|it| it.not_http) {
-            let text = format!("{reasons}: is this an etcd v2 endpoint?");
-            (ErrorKind::Protocol, text)
+            (ErrorKind::Protocol, reasons)
         } else {
             let text = format!("no answer within {whole:?} ({reasons})");
             (ErrorKind::Timeout, text)

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::common::etcd::{Etcd, Options};
 
@@ -60,8 +60,17 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        Self::named(&format!(
+            "Authority {}",
+            MADE.fetch_add(1, Ordering::Relaxed)
+        ))
+    }
+
+    pub fn named(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self {
