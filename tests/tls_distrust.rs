@@ -115,6 +115,20 @@ async fn a_client_without_the_certificate_that_the_server_wants_is_told_so() {
 }
 
 #[tokio::test]
+async fn the_refusal_is_heard_even_by_a_request_too_large_to_be_sent_at_once() {
+    let (ours, files) = (Authority::new(), Directory::new());
+    let server = etcd(&files, &ours.vouch("127.0.0.1"), Some(&ours));
+    for _ in 0..20 {
+        let store = store(&url(&server), Tls::new().ca_pem(&*ours.pem));
+        let large = "x".repeat(8 << 20);
+        let put = store.set(&key("/a"), large.into(), Expiry::Never).await;
+        let error = put.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Untrusted, "{error}");
+        says(&error, &["wants a client certificate, and none was given"]);
+    }
+}
+
+#[tokio::test]
 async fn a_client_with_a_strangers_certificate_is_told_so() {
     let (ours, files) = (Authority::new(), Directory::new());
     let server = etcd(&files, &ours.vouch("127.0.0.1"), Some(&ours));

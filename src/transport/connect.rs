@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
-use super::dial::{Dial, Io};
+use super::dial::Dial;
+use super::last_words::LastWords;
 use super::tls::Tls;
 use crate::error::Result;
 
@@ -54,13 +55,13 @@ impl Service<Uri> for Dialer {
                 }
                 None => dialing.await?,
             };
-            Ok(Link(TokioIo::new(io)))
+            Ok(Link(TokioIo::new(LastWords::new(io))))
         })
     }
 }
 
 /// A connection that a [`Dial`] made.
-pub(super) struct Link(TokioIo<Box<dyn Io>>);
+pub(super) struct Link(TokioIo<LastWords>);
 
 impl Connection for Link {
     fn connected(&self) -> Connected {

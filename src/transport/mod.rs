@@ -12,6 +12,7 @@ mod dial;
 mod distrust;
 mod endpoint;
 mod exchange;
+mod last_words;
 mod latency;
 mod mistaken;
 mod tls;
