@@ -79,8 +79,9 @@ impl Etcd2 {
     /// Asks whether there is an etcd with a v2 API: one local read of a key that nobody has.
     ///
     /// # Errors
-    /// `Unreachable` names every endpoint and why, after the operation timeout; `Unsupported` is an etcd without v2;
-    /// `Protocol` is something else; `Unauthorized` refuses the user.
+    /// `Unreachable` names every endpoint and why, after the operation timeout; `Untrusted` does so
+    /// at once, if TLS finds trust nowhere; `Unsupported` is an etcd without v2; `Protocol` is
+    /// something else; `Unauthorized` refuses the user.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.

@@ -39,6 +39,9 @@ impl Known {
 ///
 /// Cancel safe: dropping the future closes the connection.
 pub(super) async fn speaks_the_other(mut connector: Connector, endpoint: &Endpoint) -> bool {
+    if !cfg!(any(feature = "tls-ring", feature = "tls-aws-lc")) {
+        return false;
+    }
     let wants_tls = endpoint.scheme == Scheme::HTTPS;
     let other = if wants_tls {
         Scheme::HTTP
