@@ -67,6 +67,7 @@ impl Builder {
     }
 
     /// What TLS trusts, and the certificate that it shows. Default: the system's roots, and none.
+    /// Without any `https` endpoint they are refused: whoever gives them means to be encrypted.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
         self
@@ -177,7 +178,8 @@ impl Builder {
     ///
     /// # Errors
     /// `InvalidOptions`: an endpoint that is no `http(s)://host:port`, none at all, `https`
-    /// without a TLS feature, a timeout of zero.
+    /// without a TLS feature, TLS options without `https`, a file of theirs that cannot be read or
+    /// does not hold what it should, a timeout of zero.
     pub fn build(self) -> Result<Etcd2> {
         for (name, duration) in [("timeout", self.timeout), ("poll_period", self.poll_period)] {
             if duration < Duration::from_millis(1) {

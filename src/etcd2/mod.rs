@@ -31,6 +31,8 @@ mod error;
 mod lease;
 mod read;
 mod request;
+#[cfg(feature = "srv")]
+mod srv;
 mod watch;
 mod wire;
 mod write;
@@ -43,6 +45,9 @@ use async_trait::async_trait;
 pub use builder::Builder;
 pub use client::Client;
 use driver::Driver;
+#[cfg(feature = "srv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
+pub use srv::{Service, Srv};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
@@ -75,8 +80,9 @@ impl Etcd2 {
     /// Asks whether there is an etcd with a v2 API: one local read of a key that nobody has.
     ///
     /// # Errors
-    /// `Unreachable` names every endpoint and why, after the operation timeout; `Unsupported` is an etcd without v2;
-    /// `Protocol` is something else; `Unauthorized` refuses the user.
+    /// `Unreachable` names every endpoint and why, after the operation timeout; `Untrusted` does so
+    /// at once, if TLS finds trust nowhere; `Unsupported` is an etcd without v2; `Protocol` is
+    /// something else; `Unauthorized` refuses the user.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.

@@ -55,6 +55,7 @@ pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
         last: None,
         announced: false,
         trouble: None,
+        distrusted: 0,
         driver,
         watch,
     };
@@ -85,6 +86,8 @@ struct Machine {
     announced: bool,
     /// Since when nothing works.
     trouble: Option<Trouble>,
+    /// How many servers TLS has found no trust in, one after the other.
+    distrusted: usize,
 }
 
 enum State {
@@ -132,7 +135,7 @@ impl Machine {
         let endpoint = self.driver.transport.endpoints().current();
         match self.open(self.next, endpoint).await {
             Ok(poll) => {
-                self.trouble = None;
+                self.settled();
                 let index = poll.index;
                 self.next.get_or_insert(index.next());
                 let first = !std::mem::replace(&mut self.announced, true);
@@ -166,7 +169,7 @@ impl Machine {
         let clock = self.driver.runtime.clock.clone();
         match opened {
             Ok(Successor::Seamless(new)) => {
-                self.trouble = None;
+                self.settled();
                 (None, self.polling(new))
             }
             Ok(Successor::FromNow(new)) => {
@@ -203,7 +206,7 @@ impl Machine {
         };
         match event {
             Ok((index, event)) => {
-                self.trouble = None;
+                self.settled();
                 if self.last.is_some_and(|last| index <= last) {
                     return (None, State::Connecting);
                 }
@@ -227,14 +230,28 @@ impl Machine {
         }
     }
 
+    /// Something works again.
+    fn settled(&mut self) {
+        self.trouble = None;
+        self.distrusted = 0;
+    }
+
     /// For how long to wait after this error; or the error, if it cannot pass or trouble has
     /// lasted for too long.
     fn endure(&mut self, error: Error) -> Result<Duration> {
         let error = error.during("watch").at(&self.watch.key);
+        let driver = &self.driver;
+        if error.kind() == ErrorKind::Untrusted {
+            // Among good servers it just gives way to the next.
+            self.distrusted += 1;
+            if self.distrusted < driver.transport.endpoints().len() {
+                return Ok(Duration::ZERO);
+            }
+        }
         if !error.is_transient() {
             return Err(error);
         }
-        let driver = &self.driver;
+        self.distrusted = 0;
         let now = driver.runtime.clock.now();
         let trouble = self.trouble.get_or_insert_with(|| Trouble {
             since: now,
@@ -403,6 +420,9 @@ fn parse(body: &[u8]) -> Result<(Index, Option<Event>)> {
 
 fn broken(failure: Failure) -> Error {
     let kind = match failure {
+        Failure {
+            untrusted: true, ..
+        } => ErrorKind::Untrusted,
         Failure { not_http: true, .. } => ErrorKind::Protocol,
         Failure {
             maybe_sent: false, ..

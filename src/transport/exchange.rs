@@ -3,10 +3,12 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,7 +19,9 @@ use tokio::runtime::Handle;
 
 use super::connect::{Connector, Dialer, connector};
 use super::dial::Dial;
+use super::distrust::{self, Moment};
 use super::endpoint::Endpoint;
+use super::mistaken::{self, Known};
 use super::tls::Tls;
 use crate::error::Result;
 use crate::runtime::{Clock, Instant, Runtime};
@@ -71,6 +75,10 @@ pub(crate) struct Failure {
     pub(crate) maybe_sent: bool,
     /// Whether something answered that does not speak HTTP.
     pub(crate) not_http: bool,
+    /// Whether TLS found no trust. Then nothing was sent.
+    pub(crate) untrusted: bool,
+    /// Whether the server closed the connection without a word.
+    hung_up: bool,
     pub(crate) reason: String,
     pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -93,6 +101,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 pub(super) struct Exchange {
     client: Client<Connector, Full<Bytes>>,
     authorization: Option<HeaderValue>,
+    /// Whether TLS has a certificate to show.
+    identity: bool,
+    connector: Connector,
+    known: Known,
     clock: Clock,
 }
 
@@ -111,10 +123,13 @@ impl Exchange {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(idle.0)
             .pool_max_idle_per_host(idle.1)
-            .build(connector);
+            .build(connector.clone());
         Ok(Self {
             client,
             authorization,
+            identity: tls.is_some_and(|it| it.identity.is_some()),
+            connector,
+            known: Known::default(),
             clock: runtime.clock.clone(),
         })
     }
@@ -142,7 +157,18 @@ impl Exchange {
                 return Err(Failure::new(maybe_sent, format!("no {what} within {} ms", took.as_millis())));
             }
         };
-        let answer = outcome.map_err(|error| Failure::of(error, &connection))?;
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                let connected = connection.connection_metadata().is_some();
+                let mut failure = Failure::of(error, connected, self.identity);
+                if failure.hung_up && !self.known.has(endpoint) {
+                    self.look_closer(&mut failure, endpoint, until).await;
+                }
+                return Err(failure);
+            }
+        };
+        self.known.add(endpoint);
         let (head, body) = answer.into_parts();
         Ok(Opened {
             status: head.status,
@@ -181,6 +207,25 @@ impl Exchange {
             body,
             server,
         })
+    }
+
+    /// Finds out whether a server hung up because it speaks the other protocol.
+    async fn look_closer(&self, failure: &mut Failure, endpoint: &Endpoint, until: Instant) {
+        let mistaken = tokio::select! {
+            biased;
+            mistaken = mistaken::speaks_the_other(self.connector.clone(), endpoint) => mistaken,
+            () = self.clock.sleep_until(until) => false,
+        };
+        if !mistaken {
+            return;
+        }
+        failure.reason = if endpoint.scheme == Scheme::HTTPS {
+            failure.untrusted = true;
+            "the server does not speak TLS but plain HTTP: is this an http:// endpoint?".into()
+        } else {
+            failure.not_http = true;
+            "the server speaks TLS: is this an https:// endpoint?".into()
+        };
     }
 
     fn request(&self, call: &Call, endpoint: &Endpoint) -> Result<Request<Full<Bytes>>, Failure> {
@@ -244,19 +289,31 @@ impl Failure {
         Self {
             maybe_sent,
             not_http: false,
+            untrusted: false,
+            hung_up: false,
             reason,
             cause: None,
         }
     }
 
-    fn of(
-        error: hyper_util::client::legacy::Error,
-        connection: &hyper_util::client::legacy::connect::CaptureConnection,
-    ) -> Self {
-        let maybe_sent = !error.is_connect() && connection.connection_metadata().is_some();
-        let not_http = innermost_hyper(&error).is_some_and(hyper::Error::is_parse);
-        let reason = if not_http {
-            "the answer is not HTTP".to_owned()
+    fn of(error: hyper_util::client::legacy::Error, connected: bool, identity: bool) -> Self {
+        let moment = if error.is_connect() || !connected {
+            Moment::Handshake
+        } else {
+            Moment::Connected
+        };
+        let distrust = distrust::words(&error, moment, identity);
+        let hyper = innermost_hyper(&error);
+        // What hyper calls canceled it never began to write.
+        let maybe_sent = moment == Moment::Connected
+            && distrust.is_none()
+            && !hyper.is_some_and(hyper::Error::is_canceled);
+        let not_http = hyper.is_some_and(hyper::Error::is_parse);
+        let untrusted = distrust.is_some();
+        let reason = if let Some(words) = distrust {
+            words
+        } else if not_http {
+            "the answer is not HTTP: is this an etcd v2 endpoint?".to_owned()
         } else {
             let what = if maybe_sent {
                 "no answer"
@@ -268,6 +325,8 @@ impl Failure {
         Self {
             maybe_sent,
             not_http,
+            untrusted,
+            hung_up: hung_up(&error) || hyper.is_some_and(hyper::Error::is_incomplete_message),
             reason,
             cause: Some(error.into()),
         }
@@ -284,6 +343,26 @@ fn innermost_hyper<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a hyper:
         next = error.source();
     }
     None
+}
+
+/// Whether the connection ended before it stood.
+fn hung_up(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let Some(io) = error.downcast_ref::<io::Error>() else {
+            next = error.source();
+            continue;
+        };
+        if matches!(
+            io.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+        ) {
+            return true;
+        }
+        // Its source is not what it wraps but the source of that.
+        next = io.get_ref().map(|it| it as _);
+    }
+    false
 }
 
 /// The last link of the chain: `Connection refused` rather than `client error (Connect)`.

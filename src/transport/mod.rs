@@ -9,10 +9,15 @@
 
 mod connect;
 mod dial;
+mod distrust;
 mod endpoint;
 mod exchange;
+mod last_words;
 mod latency;
+mod mistaken;
 mod tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+mod trust;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -73,6 +78,10 @@ pub(crate) enum Repeat {
 
 impl Transport {
     pub(crate) fn new(config: Config) -> Result<Self> {
+        if config.tls.is_set() && !config.endpoints.any_https() {
+            let detail = "TLS options are given, but no endpoint begins with https://";
+            return Err(Error::new(ErrorKind::InvalidOptions, detail));
+        }
         let exchange = Exchange::new(
             config.dialer,
             config.endpoints.any_https().then_some(&config.tls),
@@ -118,8 +127,8 @@ impl Transport {
     /// time is up.
     ///
     /// # Errors
-    /// `Unreachable`: never sent. `Ambiguous`: may have been sent, and must not be again.
-    /// `Timeout`, `Protocol`: a harmless request that nobody answered (properly).
+    /// `Unreachable`: never sent. `Untrusted`: the same, because TLS found no trust on any server;
+    /// told at once. `Ambiguous`: may have been sent, and must not be again. `Timeout`, `Protocol`: a harmless request that nobody answered (properly).
     pub(crate) async fn call(
         &self,
         call: &Call,
@@ -164,7 +173,7 @@ impl Transport {
             number += 1;
             round += 1;
             if round % self.endpoints.len() == 0 {
-                if log.nobody_speaks_http(self.endpoints.len()) {
+                if log.waiting_is_vain(self.endpoints.len()) {
                     return log.give_up(self.timeout);
                 }
                 let pause = pauses.next().unwrap_or(Duration::from_secs(1));
@@ -296,32 +305,48 @@ impl Transport {
 /// What became of the attempts of one call, for the error at the end.
 #[derive(Default)]
 struct Attempts {
-    /// The last reason for each server, in the order of their names.
-    reasons: BTreeMap<Arc<str>, String>,
+    /// What became of the last attempt on each server, in the order of their names.
+    last: BTreeMap<Arc<str>, Attempt>,
     last_answer: Option<Answer>,
-    last_failure: Option<Failure>,
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     any_sent: bool,
-    not_http: usize,
+}
+
+/// What became of one attempt.
+struct Attempt {
+    reason: String,
+    not_http: bool,
+    untrusted: bool,
 }
 
 impl Attempts {
     fn answered(&mut self, answer: Answer) {
         self.any_sent = true;
-        let reason = format!("HTTP {}", answer.status.as_u16());
-        self.reasons.insert(answer.server.clone(), reason);
+        let attempt = Attempt {
+            reason: format!("HTTP {}", answer.status.as_u16()),
+            not_http: false,
+            untrusted: false,
+        };
+        self.last.insert(answer.server.clone(), attempt);
         self.last_answer = Some(answer);
     }
 
     fn failed(&mut self, server: &Arc<str>, failure: Failure) {
         self.any_sent |= failure.maybe_sent;
-        self.not_http += usize::from(failure.not_http);
-        self.reasons.insert(server.clone(), failure.reason.clone());
-        self.last_failure = Some(failure);
+        let attempt = Attempt {
+            reason: failure.reason,
+            not_http: failure.not_http,
+            untrusted: failure.untrusted,
+        };
+        self.last.insert(server.clone(), attempt);
+        self.cause = failure.cause;
     }
 
-    /// Waiting does not turn another kind of server into the right one.
-    fn nobody_speaks_http(&self, servers: usize) -> bool {
-        self.last_answer.is_none() && self.not_http >= servers
+    /// Whether every server is of the wrong kind, or not to be trusted: waiting changes neither.
+    fn waiting_is_vain(&self, servers: usize) -> bool {
+        self.last_answer.is_none()
+            && self.last.len() >= servers
+            && self.last.values().all(|it| it.not_http || it.untrusted)
     }
 
     fn give_up(self, whole: Duration) -> Result<Answer> {
@@ -329,24 +354,24 @@ impl Attempts {
             return Ok(answer);
         }
         let reasons: Vec<String> = self
-            .reasons
+            .last
             .iter()
-            .map(|(server, reason)| format!("{server}: {reason}"))
+            .map(|(server, attempt)| format!("{server}: {}", attempt.reason))
             .collect();
         let reasons = reasons.join("; ");
-        let last = self.last_failure;
-        let (kind, text) = if !self.any_sent {
+        let (kind, text) = if !self.any_sent && self.last.values().all(|it| it.untrusted) {
+            (ErrorKind::Untrusted, reasons)
+        } else if !self.any_sent {
             let text = format!("no server could be reached within {whole:?} ({reasons})");
             (ErrorKind::Unreachable, text)
-        } else if last.as_ref().is_some_and(|it| it.not_http) {
-            let text = format!("{reasons}: is this an etcd v2 endpoint?");
-            (ErrorKind::Protocol, text)
+        } else if self.last.values().any(|it| it.not_http) {
+            (ErrorKind::Protocol, reasons)
         } else {
             let text = format!("no answer within {whole:?} ({reasons})");
             (ErrorKind::Timeout, text)
         };
         let error = Error::new(kind, text);
-        Err(match last.and_then(|it| it.cause) {
+        Err(match self.cause {
             Some(cause) => error.caused_by(cause),
             None => error,
         })
