@@ -24,12 +24,15 @@
 //! * A watch that no server answers goes on trying for [`Builder::watch_patience`].
 
 mod builder;
-mod client;
+pub mod client;
+mod code;
 mod driver;
 mod error;
 mod lease;
 mod read;
 mod request;
+mod time;
+mod updates;
 mod watch;
 mod wire;
 mod write;
@@ -41,6 +44,7 @@ use async_trait::async_trait;
 
 pub use builder::Builder;
 pub use client::Client;
+pub use code::Code;
 use driver::Driver;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -136,7 +140,7 @@ impl Store for Etcd2 {
     }
 
     fn watch(&self, watch: Watch) -> Updates {
-        watch::updates(self.0.clone(), watch)
+        updates::updates(self.0.clone(), watch)
     }
 
     async fn commit(&self, _: Commit) -> Result<Committed> {
