@@ -10,11 +10,13 @@ mod proxy;
 use std::time::Duration;
 
 use common::etcd::Etcd;
-use common::words::{secs, until_watched};
+use common::words::{key, secs, until_watched};
+use futures_util::StreamExt;
 use proxy::{Match, Proxy};
-use tenure::etcd2::client::Action;
+use tenure::etcd2::client::{Action, Change};
 use tenure::etcd2::{Client, Code};
-use tenure::{ErrorKind, Index, Ttl};
+use tenure::store::{Update, Watch};
+use tenure::{ErrorKind, Index, Store, Ttl};
 
 fn client(etcd: &Etcd) -> Client {
     Client::new(etcd.url()).unwrap()
@@ -259,6 +261,45 @@ async fn a_poll_that_a_dying_server_cuts_short_is_no_answer() {
     client.set("/k", "2").await.unwrap();
     let seen = wait.await.unwrap().unwrap();
     assert_eq!(seen.node.value.as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn a_key_that_breaks_the_rules_is_told_as_it_is_and_not_to_recipes() {
+    let etcd = Etcd::start();
+    let client = client(&etcd);
+    let start = client
+        .set("/w/start", "x")
+        .await
+        .unwrap()
+        .node
+        .modified_index;
+    put(&etcd, "/w/a%0Ab", "value=x");
+    let last = client.set("/w/last", "x").await.unwrap().node;
+    let mut changes = client
+        .eternal_watch("/w")
+        .recursive()
+        .index(start.next())
+        .changes();
+    match changes.next().await.unwrap().unwrap() {
+        Change::Event(event) => assert_eq!(event.node.key, "/w/a\nb"),
+        other => panic!("{other:?}"),
+    }
+    let listing = client.read("/w").sorted().await.unwrap().node;
+    let odd = &listing.nodes[0];
+    assert_eq!(odd.key, "/w/a\nb");
+    let error = client.delete(odd).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidKey);
+    let watch = Watch::tree(key("/w")).from(start.next());
+    let mut updates = client.store().watch(watch);
+    let event = loop {
+        if let Update::Event(event) = updates.next().await.unwrap().unwrap() {
+            break event;
+        }
+    };
+    assert_eq!(
+        (event.key.as_str(), event.index),
+        ("/w/last", last.modified_index)
+    );
 }
 
 #[tokio::test]

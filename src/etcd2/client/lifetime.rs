@@ -21,6 +21,7 @@ use crate::key::Ttl;
 ///   to a second. A key written more than once a second this way does not expire meanwhile.
 /// * The write is a compare-and-swap: the response's action is `CompareAndSwap` or `Create`, and
 ///   the index of creation stays.
+/// * The user must be allowed to read the key, too.
 /// * A key whose time has run out is gone, though etcd has not swept it yet. A write on a condition
 ///   says `NotFound`; one without waits for the sweep, which comes within half a second, and
 ///   creates the key anew.

@@ -18,8 +18,8 @@
 //! * **A time-to-live is never lost by accident**: see [`Lifetime`].
 //! * **A key whose time has run out is not there**, even in the half second before etcd sweeps it:
 //!   reads and listings leave it out. A previous node and an event show it as the server does.
-//! * **All options are read at the time of the call**; dropping the future before it is polled
-//!   sends nothing. A write that is dropped later may have been done, or may still be.
+//! * **Dropping** a request, or its future before it is polled, sends nothing. A write that is
+//!   dropped later may have been done, or may still be.
 
 mod delete;
 mod eternal;
