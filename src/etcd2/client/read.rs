@@ -120,11 +120,10 @@ impl Read {
 
     async fn run(self, operation: &'static str) -> Result<Response> {
         let key = self.key.clone().map_err(|it| it.during(operation))?;
-        let outcome = self.check().map(|()| key.clone());
-        let outcome = match outcome {
-            Ok(_) if self.wait => self.into_watch(key.clone()).next().await,
-            Ok(_) => self.fetch(&key).await,
+        let outcome = match self.check() {
             Err(error) => Err(error),
+            Ok(()) if self.wait => self.into_watch(key.clone()).next().await,
+            Ok(()) => self.fetch(&key).await,
         };
         outcome.map_err(|it| it.during(operation).at(&key))
     }
