@@ -159,6 +159,7 @@ impl Error {
     }
 
     /// Keeps the server's own words apart from ours; empty ones are none.
+    #[cfg(feature = "etcd2")]
     #[must_use]
     pub(crate) fn with_words(mut self, message: String, cause: String) -> Self {
         self.0.said = Some(Box::new(Said { message, cause }));
@@ -166,6 +167,7 @@ impl Error {
     }
 
     /// The same story as an error of another kind.
+    #[cfg(feature = "etcd2")]
     #[must_use]
     pub(crate) fn of_kind(mut self, kind: ErrorKind) -> Self {
         self.0.kind = kind;

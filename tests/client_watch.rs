@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::etcd::Etcd;
-use common::fake::{Fake, Say, answer, refusal};
+use common::fake::{Fake, Say, answer, node, refusal};
 use common::words::{secs, until_watched};
 use futures_util::StreamExt;
 use proxy::Proxy;
@@ -332,6 +332,29 @@ async fn an_eternal_watch_ends_with_what_waiting_does_not_mend() {
     assert_eq!(error.kind(), ErrorKind::Unauthorized);
     assert!(changes.next().await.is_none());
     assert_eq!(fake.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_resync_asks_a_quorum_so_that_it_never_leads_back() {
+    let fake = Fake::new(|number, _| match number {
+        0 => Say::Raw(answer(400, 5_000, &refusal(401, 5_000))),
+        // No leader for a moment.
+        1 => Say::Raw(answer(500, 5_000, &refusal(300, 5_000))),
+        2 => Say::Raw(answer(200, 5_001, &node("get", "/k", "now", 4_000))),
+        _ => Say::Nothing,
+    })
+    .await;
+    let client = Client::new(fake.url()).unwrap();
+    let start = Index::new(7).unwrap();
+    let mut changes = client.eternal_watch("/k").index(start).changes();
+    let snapshot = resync(&mut changes).await;
+    assert_eq!(snapshot.index.get(), 5_001);
+    let polled = tokio::time::timeout(Duration::from_millis(200), changes.next());
+    assert!(polled.await.is_err());
+    let lines = fake.lines();
+    assert_eq!(lines[0], "GET /v2/keys/k?wait=true&waitIndex=7");
+    assert!(lines[1..3].iter().all(|it| it.contains("quorum=true")));
+    assert_eq!(lines[3], "GET /v2/keys/k?wait=true&waitIndex=5002");
 }
 
 #[tokio::test]
