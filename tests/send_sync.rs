@@ -21,7 +21,33 @@ fn types_are_send_and_sync() {
     shared::<Embedded>();
     shared::<dyn Store>();
     #[cfg(feature = "etcd2")]
-    shared::<tenure::etcd2::Etcd2>();
+    {
+        use tenure::etcd2::client as keys;
+        shared::<tenure::etcd2::Etcd2>();
+        shared::<keys::Client>();
+        shared::<keys::Read>();
+        shared::<keys::Write>();
+        shared::<keys::Delete>();
+        shared::<keys::Watch>();
+        shared::<keys::EternalWatch>();
+        shared::<keys::Response>();
+        shared::<keys::Change>();
+    }
+}
+
+#[cfg(feature = "etcd2")]
+#[tokio::test]
+async fn futures_of_the_keys_client_are_send() {
+    let client = tenure::etcd2::Client::new("http://127.0.0.1:1").unwrap();
+    sent(&client.read("/k").into_future());
+    sent(&client.set("/k", "").into_future());
+    sent(&client.delete("/k").into_future());
+    sent(&client.watch("/k").into_future());
+    sent(&client.pop("/k"));
+    sent(&client.contains("/k"));
+    let mut changes = client.eternal_watch("/k").changes();
+    sent(&changes);
+    sent(&changes.next());
 }
 
 #[tokio::test]

@@ -50,7 +50,15 @@ pub(super) struct Reply {
     /// The server's index when it answered.
     pub(super) index: Index,
     pub(super) body: Body,
+    pub(super) raft: Raft,
     pub(super) server: Arc<str>,
+}
+
+/// Where raft was, as far as the server tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Raft {
+    pub(super) index: Option<u64>,
+    pub(super) term: Option<u64>,
 }
 
 impl Driver {
@@ -130,6 +138,7 @@ impl Driver {
         Ok(Reply {
             index,
             body,
+            raft: raft(&answer.headers),
             server,
         })
     }
@@ -153,6 +162,17 @@ impl Driver {
 
 /// The index that an answer's headers tell; a zero there means that the server does not say.
 pub(super) fn etcd_index(headers: &HeaderMap) -> Option<Index> {
-    let text = headers.get("x-etcd-index")?.to_str().ok()?;
-    Index::new(text.parse().ok()?)
+    Index::new(number(headers, "x-etcd-index")?)
+}
+
+/// Where raft was, as an answer's headers tell.
+pub(super) fn raft(headers: &HeaderMap) -> Raft {
+    Raft {
+        index: number(headers, "x-raft-index"),
+        term: number(headers, "x-raft-term"),
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
 }

@@ -26,6 +26,7 @@
 mod access;
 mod builder;
 pub mod client;
+mod code;
 mod driver;
 mod error;
 mod lease;
@@ -33,6 +34,8 @@ mod read;
 mod request;
 #[cfg(feature = "srv")]
 mod srv;
+mod time;
+mod updates;
 mod watch;
 mod wire;
 mod write;
@@ -44,6 +47,7 @@ use async_trait::async_trait;
 
 pub use builder::Builder;
 pub use client::Client;
+pub use code::Code;
 use driver::Driver;
 #[cfg(feature = "srv")]
 #[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
@@ -143,7 +147,7 @@ impl Store for Etcd2 {
     }
 
     fn watch(&self, watch: Watch) -> Updates {
-        watch::updates(self.0.clone(), watch)
+        updates::updates(self.0.clone(), watch)
     }
 
     async fn commit(&self, _: Commit) -> Result<Committed> {

@@ -114,7 +114,10 @@ impl Driver {
                 self.leases.removed(&delete.key);
                 Ok(deleted(reply))
             }
-            Err(error) if error.kind() == ErrorKind::NotADirectory => Err(nothing(&error)),
+            // Below a file there is nothing.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                Err(error.of_kind(ErrorKind::NotFound))
+            }
             Err(error) => Err(error),
         }
     }
@@ -152,7 +155,7 @@ impl Driver {
     /// node is read, compared here, and written on the condition of the index that was read. That
     /// costs one linearizable read more, and another round whenever the node was refreshed in
     /// between.
-    async fn compared(
+    pub(super) async fn compared(
         &self,
         key: &Key,
         value: &Bytes,
@@ -317,23 +320,8 @@ fn absent(error: Error, settled: bool) -> Result<Withdrawn> {
     }
 }
 
-/// The error of a deletion below a file: there is nothing.
-fn nothing(error: &Error) -> Error {
-    let mut nothing = Error::new(ErrorKind::NotFound, error.detail().to_owned());
-    if let Some(code) = error.code() {
-        nothing = nothing.with_code(code);
-    }
-    if let Some(index) = error.index() {
-        nothing = nothing.seen_at(index);
-    }
-    match error.server() {
-        Some(server) => nothing.on(server),
-        None => nothing,
-    }
-}
-
 /// etcd refuses some writes of the root as the root's and some as a directory's.
-fn check_root(key: &Key) -> Result<()> {
+pub(super) fn check_root(key: &Key) -> Result<()> {
     if key.is_root() {
         let text = "the root is read only";
         return Err(Error::new(ErrorKind::RootReadOnly, text));

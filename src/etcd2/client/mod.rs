@@ -1,8 +1,39 @@
 //! The complete keys client: what python-etcd's `Client` does, typed, and without its traps.
+//!
+//! | what | with |
+//! |---|---|
+//! | read | [`read`](Client::read), [`contains`](Client::contains) |
+//! | write | [`write`](Client::write) and its shorthands [`set`](Client::set), [`create`](Client::create), [`replace`](Client::replace), [`append`](Client::append), [`make_dir`](Client::make_dir), [`refresh`](Client::refresh); [`update`](Client::update), [`test_and_set`](Client::test_and_set) |
+//! | delete | [`delete`](Client::delete), [`pop`](Client::pop) |
+//! | wait | [`watch`](Client::watch) for one change, [`eternal_watch`](Client::eternal_watch) for all |
+//!
+//! Each call is a small request with options as methods, sent when it is awaited.
+//!
+//! # What holds for every call
+//! * **A bad key or a combination that etcd would ignore or turn into something else is refused
+//!   before anything is sent**: `InvalidKey`, `InvalidOptions`.
+//! * **A write is sent once**, and only sent again if it certainly was not. When no answer comes
+//!   the error is [`Ambiguous`](crate::ErrorKind::Ambiguous): read back before trying again. That
+//!   goes for a compare-and-swap too: its repetition would fail and not say whose write it met.
+//! * **A time-to-live is never lost by accident**: see [`Lifetime`].
+//! * **A key whose time has run out is not there**, even in the half second before etcd sweeps it:
+//!   reads and listings leave it out. A previous node and an event show it as the server does.
+//! * **Dropping** a request, or its future before it is polled, sends nothing. A write that is
+//!   dropped later may have been done, or may still be.
 
 mod auth;
 mod cluster;
+mod delete;
+mod eternal;
+mod key;
+mod lifetime;
+mod node;
 mod raw;
+mod read;
+mod response;
+mod send;
+mod watch;
+mod write;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +44,21 @@ pub use cluster::{
     Counts, FollowerStats, Health, Latency, LeaderInfo, LeaderStats, Member, SelfStats, StoreStats,
     Versions,
 };
+pub use delete::Delete;
+pub use eternal::{Change, Changes, EternalWatch, Snapshot};
+pub use key::IntoKey;
+pub use lifetime::Lifetime;
+pub use node::{Leaves, Node, Subtree};
 pub use raw::{Method, Raw, RawAnswer};
+pub use read::Read;
+pub use response::{Action, Response};
+pub use watch::Watch;
+pub use write::Write;
 
 use super::driver::Driver;
 use super::{Builder, Etcd2};
 use crate::error::Result;
+use crate::runtime::Instant;
 
 /// A client of the etcd v2 API. Cloning is cheap and shares connections.
 #[derive(Clone)]
@@ -42,6 +83,14 @@ impl Client {
 
     pub(super) fn of(driver: Arc<Driver>) -> Self {
         Self { driver }
+    }
+
+    /// When a call that may take this long must have ended.
+    fn deadline(&self, timeout: Option<Duration>) -> Instant {
+        match timeout {
+            Some(timeout) => self.driver.runtime.clock.now() + timeout,
+            None => self.driver.deadline(),
+        }
     }
 
     /// The [`Store`](crate::Store) on the same connections, for recipes.
