@@ -7,8 +7,10 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::Etcd2;
+use super::clocks::Warned;
 use super::driver::{Driver, Options};
 use super::lease::Leases;
+use super::members::Members;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
 use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Tls, Transport};
@@ -29,6 +31,7 @@ pub struct Builder {
     max_skew: Duration,
     poll_period: Duration,
     watch_patience: Duration,
+    watchdog_period: Duration,
     idle_timeout: Duration,
     max_idle: usize,
     dialer: Arc<dyn Dial>,
@@ -50,6 +53,7 @@ impl Builder {
             max_skew: Duration::from_millis(500),
             poll_period: Duration::from_secs(30),
             watch_patience: Duration::from_secs(10),
+            watchdog_period: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(60),
             max_idle: 16,
             dialer: Arc::new(Tcp::new()),
@@ -139,6 +143,15 @@ impl Builder {
         self
     }
 
+    /// How often the server of an open watch is asked whether it still has a leader, if there is
+    /// more than one endpoint: one that is cut off from the others keeps a watch open and never
+    /// speaks. Default: 3 s. Costs one GET of `{version_prefix}/members/leader` a period for each
+    /// endpoint that is watched, however many watches there are, and no write.
+    pub fn watchdog_period(mut self, period: Duration) -> Self {
+        self.watchdog_period = period;
+        self
+    }
+
     /// How many idle connections are kept for each endpoint. Default: 16. Each open watch has one
     /// of its own besides.
     pub fn max_idle_connections(mut self, number: usize) -> Self {
@@ -178,7 +191,11 @@ impl Builder {
     /// `InvalidOptions`: an endpoint that is no `http(s)://host:port`, none at all, `https`
     /// without a TLS feature, a timeout of zero.
     pub fn build(self) -> Result<Etcd2> {
-        for (name, duration) in [("timeout", self.timeout), ("poll_period", self.poll_period)] {
+        for (name, duration) in [
+            ("timeout", self.timeout),
+            ("poll_period", self.poll_period),
+            ("watchdog_period", self.watchdog_period),
+        ] {
             if duration < Duration::from_millis(1) {
                 let text = format!("{name} is {duration:?}: it must be at least 1 ms");
                 return Err(Error::new(ErrorKind::InvalidOptions, text));
@@ -191,7 +208,7 @@ impl Builder {
         };
         let user = credentials.as_ref().map(|it| it.user.clone());
         let authorization = credentials.map(|it| basic(&it)).transpose()?;
-        let origins: Vec<&str> = endpoints.iter().map(|it| &*it.origin).collect();
+        let origins: Vec<&str> = endpoints.given().iter().map(|it| &*it.origin).collect();
         let name = format!("etcd2 {}", origins.join(",")).into();
         let transport = Transport::new(Config {
             endpoints,
@@ -200,7 +217,6 @@ impl Builder {
             authorization,
             failover: self.allow_reconnect,
             redirect: self.allow_redirect,
-            discover: !self.use_proxies,
             timeout: self.timeout,
             idle_timeout: self.idle_timeout,
             max_idle: self.max_idle,
@@ -213,7 +229,10 @@ impl Builder {
             max_skew: self.max_skew,
             poll_period: self.poll_period,
             watch_patience: self.watch_patience,
+            watchdog_period: self.watchdog_period,
             leases: Leases::default(),
+            members: Members::default(),
+            warned: Warned::default(),
             cluster: self
                 .expected_cluster_id
                 .map_or_else(OnceLock::new, |id| OnceLock::from(id.into_boxed_str())),
@@ -239,6 +258,7 @@ impl fmt::Debug for Builder {
             .field("max_skew", &self.max_skew)
             .field("poll_period", &self.poll_period)
             .field("watch_patience", &self.watch_patience)
+            .field("watchdog_period", &self.watchdog_period)
             .field("dialer", &self.dialer)
             .finish_non_exhaustive()
     }

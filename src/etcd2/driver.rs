@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 
+use super::clocks::Warned;
 use super::error::{Access, refused, unreadable};
 use super::lease::Leases;
+use super::members::Members;
 use super::request::{self, Params};
 use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +25,10 @@ pub(super) struct Driver {
     pub(super) max_skew: Duration,
     pub(super) poll_period: Duration,
     pub(super) watch_patience: Duration,
+    pub(super) watchdog_period: Duration,
     pub(super) leases: Leases,
+    pub(super) members: Members,
+    pub(super) warned: Warned,
     /// The cluster that the first answer came from.
     pub(super) cluster: OnceLock<Box<str>>,
     pub(super) options: Options,
@@ -91,8 +96,9 @@ impl Driver {
         skip: usize,
         deadline: Instant,
     ) -> Result<Reply> {
+        self.refresh_members(deadline).await;
         let answer = self.transport.call(call, repeat, skip, deadline).await?;
-        let server = answer.server;
+        let server = answer.server.clone();
         let place = |error: Error| error.on(&*server);
         self.check_cluster(&answer.headers).map_err(place)?;
         if !answer.status.is_success() {
@@ -105,6 +111,7 @@ impl Driver {
         }
         let body = serde_json::from_slice(&answer.body)
             .map_err(|cause| place(unreadable(&answer.body, access, cause)))?;
+        self.note_expiration(call, &answer, &body);
         let index = etcd_index(&answer.headers).ok_or_else(|| {
             let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
             place(Error::new(access.misunderstood(), text))

@@ -25,11 +25,14 @@
 
 mod builder;
 mod client;
+mod clocks;
 mod driver;
 mod error;
 mod lease;
+mod members;
 mod read;
 mod request;
+mod time;
 mod watch;
 mod wire;
 mod write;
@@ -145,7 +148,8 @@ impl Store for Etcd2 {
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {
-        Ok(self.0.grant(&grant))
+        let outcome = self.0.grant(&grant).await;
+        outcome.map_err(|it| it.during("grant"))
     }
 
     async fn renew(&self, renew: Renew) -> Result<Renewed> {

@@ -43,7 +43,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::Instant;
 use crate::store::{Change, Event, Filter, Freshness, Scope, Update, Updates, Watch};
-use crate::transport::{Call, Failure, Opened};
+use crate::transport::{Endpoint, Failure, Opened};
 
 /// After how long an event that the server has already sent has certainly come.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ impl Machine {
 
     async fn connect(&mut self) -> Step {
         let endpoint = self.driver.transport.endpoints().current();
-        match self.open(self.next, endpoint).await {
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => {
                 self.trouble = None;
                 let index = poll.index;
@@ -145,10 +145,18 @@ impl Machine {
 
     async fn poll(&mut self, mut poll: Poll, renew_at: Instant) -> Step {
         let clock = self.driver.runtime.clock.clone();
+        let endpoint = poll.opened.endpoint.clone();
+        let due = async {
+            tokio::select! {
+                biased;
+                () = clock.sleep_until(renew_at) => {}
+                () = self.driver.cut_off(&endpoint) => {}
+            }
+        };
         tokio::select! {
             biased;
             body = poll.opened.end() => self.ended(body).await,
-            () = clock.sleep_until(renew_at) => {
+            () = due => {
                 let settled = clock.has_passed(poll.since + SETTLE);
                 let progress = if settled { self.quiet_up_to(poll.index) } else { None };
                 (progress, State::Renewing(poll))
@@ -157,11 +165,11 @@ impl Machine {
     }
 
     async fn renew(&mut self, mut old: Poll) -> Step {
-        let endpoint = old.opened.endpoint;
+        let endpoint = old.opened.endpoint.clone();
         let opened = tokio::select! {
             biased;
             body = old.opened.end() => return self.ended(body).await,
-            opened = self.successor(endpoint) => opened,
+            opened = self.successor(&endpoint) => opened,
         };
         let clock = self.driver.runtime.clock.clone();
         match opened {
@@ -279,13 +287,14 @@ impl Machine {
     }
 
     /// Opens the poll that follows one on this endpoint.
-    async fn successor(&self, old: usize) -> Result<Successor> {
-        let endpoint = self.healthy(old).await;
-        match self.open(self.next, endpoint).await {
+    async fn successor(&self, old: &Arc<Endpoint>) -> Result<Successor> {
+        // A watch on a server that is cut off never fails and never speaks.
+        let endpoint = self.driver.connected(old).await;
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => Ok(Successor::Seamless(poll)),
             // What the old one has not seen only its own server can tell from what has not been.
-            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == old => {
-                let poll = self.open(None, endpoint).await?;
+            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == *old => {
+                let poll = self.open(None, &endpoint).await?;
                 if self.next.is_some_and(|next| poll.index < next) {
                     return Err(error);
                 }
@@ -295,34 +304,10 @@ impl Machine {
         }
     }
 
-    /// This endpoint, or the next one if its server is cut off from the others: a watch there
-    /// never fails and never speaks.
-    async fn healthy(&self, endpoint: usize) -> usize {
-        let transport = &self.driver.transport;
-        if transport.endpoints().len() < 2 {
-            return endpoint;
-        }
-        let call = Call {
-            method: Method::GET,
-            target: "/health".into(),
-            form: None,
-        };
-        match transport.open(&call, endpoint).await {
-            Ok(opened) if opened.status.is_server_error() => endpoint + 1,
-            Ok(mut opened) => {
-                // Read to the end, so that the connection can be used again.
-                match transport.rest(&mut opened).await {
-                    Ok(_) => endpoint,
-                    Err(_) => endpoint + 1,
-                }
-            }
-            Err(_) => endpoint + 1,
-        }
-    }
-
     /// Opens a poll from an index, or from now.
-    async fn open(&self, from: Option<Index>, endpoint: usize) -> Result<Poll> {
+    async fn open(&self, from: Option<Index>, endpoint: &Arc<Endpoint>) -> Result<Poll> {
         let driver = &self.driver;
+        driver.refresh_members(driver.deadline()).await;
         let mut params = Params::new().flag("wait");
         if self.watch.scope == Scope::Tree {
             params = params.flag("recursive");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::time::unix_time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::store::{Change, Event, Node};
@@ -43,7 +44,7 @@ pub(super) struct RawNode {
     created_index: u64,
     modified_index: u64,
     ttl: i64,
-    expiration: Option<serde::de::IgnoredAny>,
+    expiration: Option<String>,
 }
 
 /// The body of a refusal. Those of the auth and members API have only the message.
@@ -96,6 +97,11 @@ impl RawNode {
         Some(node.with_ttl(ttl))
     }
 
+    /// When its time runs out, as wall-clock time since the Unix epoch.
+    pub(super) fn expiration(&self) -> Option<Duration> {
+        unix_time(self.expiration.as_deref()?)
+    }
+
     /// Whether its time has run out, though the server has not swept it yet: that takes up to
     /// half a second, in which a read still finds it.
     pub(super) fn is_expired(&self) -> bool {
@@ -127,6 +133,8 @@ mod tests {
         );
         assert_eq!(body.action, Action::CompareAndSwap);
         assert!(!body.node.is_expired());
+        let end = Duration::from_millis(1_795_335_418_200);
+        assert_eq!(body.node.expiration(), Some(end));
         let node = body.node.node(Index::new(99).unwrap()).unwrap();
         assert_eq!((&node.value[..], node.created.get()), (&b"z"[..], 12));
         assert_eq!(node.ttl, Some(Duration::from_secs(5)));
