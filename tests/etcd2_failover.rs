@@ -217,7 +217,10 @@ async fn after_all_were_down_any_one_that_comes_back_is_found() {
     let proxies = join_all((0..3).map(|_| Proxy::start(upstream))).await;
     let proxies: Vec<Proxy> = proxies.into_iter().map(Result::unwrap).collect();
     let list: Vec<String> = proxies.iter().map(Proxy::url).collect();
-    let store = on(&list).timeout(Duration::from_millis(900)).build().unwrap();
+    let store = on(&list)
+        .timeout(Duration::from_millis(900))
+        .build()
+        .unwrap();
     store.put(put("/k", "v")).await.unwrap();
     for back in [2, 0, 1, 1, 0] {
         for proxy in &proxies {
@@ -242,7 +245,10 @@ async fn a_server_that_hangs_costs_the_timeout_once_and_is_sent_a_write_once() {
         Fake::new(|_, _| Say::Nothing).await,
     );
     let timeout = Duration::from_millis(900);
-    let store = on(&[one.url(), two.url()]).timeout(timeout).build().unwrap();
+    let store = on(&[one.url(), two.url()])
+        .timeout(timeout)
+        .build()
+        .unwrap();
     let clock = Clock::boot();
     let start = clock.now();
     let error = store.node(&key("/k")).await.unwrap_err();
@@ -376,11 +382,16 @@ async fn of_hundreds_of_writes_with_faults_none_is_sent_twice_and_each_is_accoun
         let at = format!("/w/gone{number}x");
         direct.put(put(&at, "v")).await.unwrap();
     }
-    let upstream = members.each_ref().map(|it| ([127, 0, 0, 1], it.client_port()));
+    let upstream = members
+        .each_ref()
+        .map(|it| ([127, 0, 0, 1], it.client_port()));
     let proxies = join_all(upstream.map(|it| Proxy::start(it.into()))).await;
     let proxies: Vec<Proxy> = proxies.into_iter().map(Result::unwrap).collect();
     let list: Vec<String> = proxies.iter().map(Proxy::url).collect();
-    let store = on(&list).timeout(Duration::from_millis(600)).build().unwrap();
+    let store = on(&list)
+        .timeout(Duration::from_millis(600))
+        .build()
+        .unwrap();
     let mut random = fastrand::Rng::with_seed(7);
     let mut outcomes = Vec::new();
     for number in 0..WRITES {
@@ -420,5 +431,8 @@ async fn of_hundreds_of_writes_with_faults_none_is_sent_twice_and_each_is_accoun
             }
         }
     }
-    assert!(acknowledged > 100 && unclear > 30, "{acknowledged}, {unclear}");
+    assert!(
+        acknowledged > 100 && unclear > 30,
+        "{acknowledged}, {unclear}"
+    );
 }

@@ -69,7 +69,11 @@ impl Says {
             let path = request.split(' ').nth(1).unwrap();
             let unknown = || Say::Raw(plain(404, "", "404 page not found\n"));
             if path.ends_with("/machines") {
-                says.machines.lock().unwrap().clone().unwrap_or_else(unknown)
+                says.machines
+                    .lock()
+                    .unwrap()
+                    .clone()
+                    .unwrap_or_else(unknown)
             } else if path.ends_with("/members/leader") {
                 says.leader.lock().unwrap().clone().unwrap_or_else(unknown)
             } else if path.contains("wait=true") {
@@ -195,7 +199,11 @@ async fn the_members_are_asked_for_again_each_minute_and_after_a_failover() {
     assert_eq!(count(&second, "machines"), 0);
     clock.advance(6);
     read(&store).await;
-    assert_eq!(count(&second, "machines"), 1, "long before the minute is over");
+    assert_eq!(
+        count(&second, "machines"),
+        1,
+        "long before the minute is over"
+    );
 }
 
 #[tokio::test]
@@ -205,7 +213,10 @@ async fn a_list_of_members_that_cannot_be_read_changes_nothing() {
     says.machines(&learned.url());
     let given = says.serve().await;
     let clock = Ahead::new();
-    let store = learning(&[&given]).runtime(clock.runtime()).build().unwrap();
+    let store = learning(&[&given])
+        .runtime(clock.runtime())
+        .build()
+        .unwrap();
     read(&store).await;
     for nonsense in ["<html>", "", "http://a/b", "http://127.0.0.1:1,"] {
         clock.advance(61);
@@ -281,7 +292,10 @@ async fn a_watch_leaves_a_member_without_a_leader_and_resumes_where_it_was() {
     alone.leader(503);
     let next = tokio::time::timeout(SOON, updates.next()).await.unwrap();
     let next = next.unwrap().unwrap();
-    assert!(matches!(&next, Update::Event(it) if it.index.get() == 12), "{next:?}");
+    assert!(
+        matches!(&next, Update::Event(it) if it.index.get() == 12),
+        "{next:?}"
+    );
     assert_eq!(count(&cut_off, "/health") + count(&well, "/health"), 0);
     assert_eq!(store.client().base_uri(), well.url(), "so do all others");
 }
@@ -313,7 +327,10 @@ async fn all_watches_on_a_server_share_one_question_a_period() {
         }
     }
     let (asked, took) = (checks() as u128, clock.now().since(start));
-    assert!(asked <= took.as_millis() / period.as_millis() + 1, "{asked} in {took:?}");
+    assert!(
+        asked <= took.as_millis() / period.as_millis() + 1,
+        "{asked} in {took:?}"
+    );
     assert_eq!(two.requests().len(), 0, "a 404 is no reason to leave");
     assert!(!one.requests().iter().any(|it| it.contains("authorization")));
 }

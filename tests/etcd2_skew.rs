@@ -52,7 +52,11 @@ async fn clocks_that_differ_widen_the_margin_of_a_lease() {
         member(Some("00:20"), "00:00").await,
     );
     let store = both(&one, &two).build().unwrap();
-    assert_eq!(store.client().clock_spread(), Duration::ZERO, "not proven yet");
+    assert_eq!(
+        store.client().clock_spread(),
+        Duration::ZERO,
+        "not proven yet"
+    );
     // The two dates are 20 s apart, and each may be nearly a second old.
     let proven = Duration::from_secs(18)..=Duration::from_secs(19);
     let skew = granted(&store, 60).await.unwrap();
@@ -60,7 +64,11 @@ async fn clocks_that_differ_widen_the_margin_of_a_lease() {
     let spread = store.client().clock_spread();
     assert!(proven.contains(&spread), "{spread:?}");
     granted(&store, 60).await.unwrap();
-    assert_eq!((asked(&one), asked(&two)), (1, 1), "once a minute is enough");
+    assert_eq!(
+        (asked(&one), asked(&two)),
+        (1, 1),
+        "once a minute is enough"
+    );
     let shown = [one, two].map(|it| it.requests().concat());
     assert!(!shown.concat().contains("authorization"));
 }
@@ -100,7 +108,10 @@ async fn what_was_configured_is_the_least_that_is_left() {
 async fn the_only_server_is_not_asked_for_its_time() {
     let one = member(Some("00:00"), "00:00").await;
     let store = Etcd2::new(one.url()).unwrap();
-    assert_eq!(granted(&store, 10).await.unwrap(), Duration::from_millis(500));
+    assert_eq!(
+        granted(&store, 10).await.unwrap(),
+        Duration::from_millis(500)
+    );
     assert_eq!(asked(&one), 0);
 }
 
@@ -123,7 +134,10 @@ async fn the_end_of_a_term_shows_the_clock_of_who_stamped_it_and_a_renewal_tells
     let (one, two) = (member(None, "00:10").await, member(None, "01:10").await);
     let store = both(&one, &two).build().unwrap();
     let ours = || Put::new(key("/k"), "v", Expiry::With(lease()));
-    assert_eq!(granted(&store, 10).await.unwrap(), Duration::from_millis(500));
+    assert_eq!(
+        granted(&store, 10).await.unwrap(),
+        Duration::from_millis(500)
+    );
     store.put(ours()).await.unwrap();
     assert_eq!(store.client().clock_spread(), Duration::ZERO);
     drop(one);
@@ -131,7 +145,11 @@ async fn the_end_of_a_term_shows_the_clock_of_who_stamped_it_and_a_renewal_tells
     let since = Instant::new(Duration::from_secs(1));
     let renewed = store.renew(Renew::new(lease(), since, keys)).await.unwrap();
     assert!(renewed.skew > Duration::from_secs(50), "{:?}", renewed.skew);
-    assert!(renewed.skew <= Duration::from_secs(60), "{:?}", renewed.skew);
+    assert!(
+        renewed.skew <= Duration::from_secs(60),
+        "{:?}",
+        renewed.skew
+    );
 }
 
 #[tokio::test]

@@ -89,16 +89,19 @@ impl Builder {
         self
     }
 
-    /// Whether a server that fails gives way to the next. Default: yes. With no, the first
-    /// endpoint is the only one that is ever asked.
+    /// Whether a server that fails gives way to the next. Default: yes. For five seconds it comes
+    /// after those that did not fail; none is ever left out. With no, the first endpoint is the
+    /// only one that is ever asked.
     pub fn allow_reconnect(mut self, allow: bool) -> Self {
         self.allow_reconnect = allow;
         self
     }
 
     /// Whether redirects are followed: at most five, to the same scheme, with the same method and
-    /// body, and without the credentials when they lead to a host that was not given. Default:
-    /// yes. etcd itself redirects only paths that it would clean.
+    /// body, and without the credentials when they lead to a server that is not among the
+    /// endpoints. Default: yes. A redirect that is not followed is a
+    /// [`Protocol`](ErrorKind::Protocol) error that says where it points. etcd itself redirects
+    /// only paths that it would clean.
     pub fn allow_redirect(mut self, allow: bool) -> Self {
         self.allow_redirect = allow;
         self
@@ -106,7 +109,9 @@ impl Builder {
 
     /// Whether only the given endpoints are asked, as behind proxies or a load balancer.
     /// Default: yes. With no, the client addresses that the members advertise are learned with
-    /// the first request, and again each minute; they come after the given ones.
+    /// the first request, and again each minute and after a failover; they come after the given
+    /// ones. Only addresses of the same scheme are taken. Costs one operation in a minute one
+    /// request more, and at most half a second; an answer that cannot be read changes nothing.
     pub fn use_proxies(mut self, only_given: bool) -> Self {
         self.use_proxies = only_given;
         self
@@ -124,6 +129,11 @@ impl Builder {
     /// etcd v2 keeps the end of a time-to-live as a wall-clock time: the member that receives a
     /// write stamps it, the leader expires it. Deadlines leave this much besides their usual
     /// margin; members that differ by more can let a lock go before its holder knows.
+    ///
+    /// Answers show the members' clocks. If they prove that these differ by more than this, the
+    /// proven difference is used instead, which is traced as a warning, once; and a lease whose
+    /// time-to-live is not more than twice that is refused. With more than one endpoint, a grant
+    /// asks those for `/version` that have not been heard of for a minute, for at most 500 ms.
     pub fn max_skew(mut self, skew: Duration) -> Self {
         self.max_skew = skew;
         self

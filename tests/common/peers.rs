@@ -73,7 +73,9 @@ impl Peers {
             head.extend_from_slice(&some[..read]);
         }
         let text = String::from_utf8_lossy(&head).into_owned();
-        let from = text.lines().find_map(|it| it.strip_prefix("X-Server-From: "));
+        let from = text
+            .lines()
+            .find_map(|it| it.strip_prefix("X-Server-From: "));
         let from = from.map(|it| it.trim().to_owned());
         let mut server = TcpStream::connect(("127.0.0.1", port)).ok()?;
         {
