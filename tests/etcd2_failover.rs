@@ -141,6 +141,8 @@ async fn a_member_that_is_cut_off_from_its_peers_is_left_by_reads_writes_and_wat
     let members = Etcd::start_three_behind(|number, port| peers.gate(number, port));
     let store = on(&urls(&members))
         .watchdog_period(Duration::from_millis(300))
+        // So that it is not the renewal of the poll that helps.
+        .poll_period(Duration::from_secs(3_600))
         .build()
         .unwrap();
     let mut updates = store.watch(Watch::node(key("/k")));
