@@ -136,6 +136,38 @@ async fn reads_never_fail_while_one_of_three_members_is_dead_or_hangs() {
 }
 
 #[tokio::test]
+async fn one_given_host_is_enough_to_outlive_it() {
+    let mut members = Etcd::start_three();
+    let store = Etcd2::builder(members[0].url())
+        .use_proxies(false)
+        .build()
+        .unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    opened(&mut updates).await;
+    members[0].stop();
+    let written = async {
+        loop {
+            match store.put(put("/k", "v")).await {
+                Ok(written) => return written.index(),
+                Err(error) => assert!(passes(&error), "{error}"),
+            }
+        }
+    };
+    let index = tokio::time::timeout(SOON, written).await.expect("written");
+    // Of two writes that both took effect the watch tells of the first first.
+    let first = async {
+        loop {
+            if let Update::Event(event) = updates.next().await.unwrap().unwrap() {
+                return event.index;
+            }
+        }
+    };
+    let first = tokio::time::timeout(SOON, first).await.expect("told");
+    assert!(first <= index, "{first} {index}");
+    assert_ne!(store.client().base_uri(), members[0].url());
+}
+
+#[tokio::test]
 async fn a_member_that_is_cut_off_from_its_peers_is_left_by_reads_writes_and_watches() {
     let peers = Peers::default();
     let members = Etcd::start_three_behind(|number, port| peers.gate(number, port));

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::etcd::Etcd;
@@ -89,6 +90,60 @@ async fn a_term_that_the_spread_would_eat_is_refused_and_both_servers_are_named(
     let error = client.lock("l").acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidTtl, "{error}");
     assert!(error.detail().contains(&story), "{error}");
+}
+
+/// What is traced, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn whoever_runs_this_is_warned_once() {
+    let log = Log::default();
+    let to = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || to.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (one, two) = (
+        member(Some("00:00"), "00:00").await,
+        member(Some("00:20"), "00:00").await,
+    );
+    let store = both(&one, &two).build().unwrap();
+    for _ in 0..3 {
+        granted(&store, 60).await.unwrap();
+    }
+    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    for part in ["tenure::etcd2", "differ", &one.url(), &two.url()] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_date_out_of_a_cache_proves_nothing() {
+    let cache = Fake::new(|_, _| {
+        let headers = "Date: Sun, 22 Nov 2026 09:00:00 GMT\r\nAge: 5\r\n";
+        Say::Raw(plain(200, headers, "{}"))
+    })
+    .await;
+    let one = member(Some("00:00"), "00:00").await;
+    let store = both(&one, &cache).build().unwrap();
+    granted(&store, 10).await.unwrap();
+    assert_eq!((asked(&one), asked(&cache)), (1, 1));
+    assert_eq!(store.client().clock_spread(), Duration::ZERO);
 }
 
 #[tokio::test]

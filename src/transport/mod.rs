@@ -345,7 +345,9 @@ impl Transport {
 
     /// Remembers what an answer's `Date` tells of the server's clock.
     fn note_date(&self, opened: &Opened) {
-        let date = opened.headers.get(header::DATE);
+        // With an age it comes from a cache on the way.
+        let fresh = opened.headers.get(header::AGE).is_none();
+        let date = opened.headers.get(header::DATE).filter(|_| fresh);
         if let Some(date) = date.and_then(|it| http_date(it.to_str().ok()?)) {
             let second = Duration::from_secs(1);
             self.clocks.told(&opened.server, date, second, opened.span);

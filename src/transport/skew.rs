@@ -111,9 +111,9 @@ impl Clocks {
         };
         let (ahead, most) = all().max_by_key(|(_, it)| it.low)?;
         let (behind, least) = all().min_by_key(|(_, it)| it.high)?;
-        let by = u64::try_from(most.low - least.high).ok()?;
+        let by = most.low - least.high;
         (by > 0).then(|| Spread {
-            by: Duration::from_nanos(by),
+            by: Duration::from_nanos(u64::try_from(by).unwrap_or(u64::MAX)),
             ahead: ahead.clone(),
             behind: behind.clone(),
         })
@@ -227,6 +227,14 @@ mod tests {
             None,
             "the first is 10 minutes old"
         );
+    }
+
+    #[test]
+    fn a_clock_that_is_centuries_off_is_not_taken_for_a_good_one() {
+        let clocks = Clocks::default();
+        tell(&clocks, "a", 1_000, 501_000);
+        tell(&clocks, "b", 1_000, 250_000_000_000_000);
+        assert!(spread(&clocks, 2_000) > 10_000_000_000_000);
     }
 
     #[test]
