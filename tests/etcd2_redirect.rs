@@ -14,7 +14,7 @@ use tenure::store::{Append, Condition, Delete, Expiry, Put, Update, Watch};
 use tenure::{ErrorKind, Store, StoreExt};
 
 fn options(endpoints: &str) -> Builder {
-    Etcd2::builder(endpoints).timeout(Duration::from_millis(900))
+    Etcd2::builder(endpoints).timeout(Duration::from_secs(9))
 }
 
 fn open(endpoints: &str) -> Etcd2 {
