@@ -26,10 +26,12 @@
 mod access;
 mod builder;
 pub mod client;
+mod clocks;
 mod code;
 mod driver;
 mod error;
 mod lease;
+mod members;
 mod read;
 mod request;
 #[cfg(feature = "srv")]
@@ -156,7 +158,8 @@ impl Store for Etcd2 {
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {
-        Ok(self.0.grant(&grant))
+        let outcome = self.0.grant(&grant).await;
+        outcome.map_err(|it| it.during("grant"))
     }
 
     async fn renew(&self, renew: Renew) -> Result<Renewed> {

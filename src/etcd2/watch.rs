@@ -44,7 +44,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{self, Index, Key};
 use crate::runtime::Instant;
 use crate::store::Freshness;
-use crate::transport::{Call, Failure, Opened};
+use crate::transport::{Endpoint, Failure, Opened};
 
 /// After how long an event that the server has already sent has certainly come.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -159,7 +159,7 @@ impl Machine {
 
     async fn connect(&mut self) -> Step {
         let endpoint = self.driver.transport.endpoints().current();
-        match self.open(self.next, endpoint).await {
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => {
                 self.settled();
                 let index = poll.index;
@@ -174,10 +174,18 @@ impl Machine {
 
     async fn poll(&mut self, mut poll: Poll, renew_at: Instant) -> Step {
         let clock = self.driver.runtime.clock.clone();
+        let endpoint = poll.opened.endpoint.clone();
+        let due = async {
+            tokio::select! {
+                biased;
+                () = clock.sleep_until(renew_at) => {}
+                () = self.driver.cut_off(&endpoint) => {}
+            }
+        };
         tokio::select! {
             biased;
             body = poll.opened.end() => self.ended(&poll, body).await,
-            () = clock.sleep_until(renew_at) => {
+            () = due => {
                 let settled = clock.has_passed(poll.since + SETTLE);
                 let progress = if settled { self.quiet_up_to(poll.index) } else { None };
                 (progress, State::Renewing(poll))
@@ -186,11 +194,11 @@ impl Machine {
     }
 
     async fn renew(&mut self, mut old: Poll) -> Step {
-        let endpoint = old.opened.endpoint;
+        let endpoint = old.opened.endpoint.clone();
         let opened = tokio::select! {
             biased;
             body = old.opened.end() => return self.ended(&old, body).await,
-            opened = self.successor(endpoint) => opened,
+            opened = self.successor(&endpoint) => opened,
         };
         let clock = self.driver.runtime.clock.clone();
         match opened {
@@ -320,13 +328,14 @@ impl Machine {
     }
 
     /// Opens the poll that follows one on this endpoint.
-    async fn successor(&self, old: usize) -> Result<Successor> {
-        let endpoint = self.healthy(old).await;
-        match self.open(self.next, endpoint).await {
+    async fn successor(&self, old: &Arc<Endpoint>) -> Result<Successor> {
+        // A watch on a server that is cut off never fails and never speaks.
+        let endpoint = self.driver.connected(old).await;
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => Ok(Successor::Seamless(poll)),
             // What the old one has not seen only its own server can tell from what has not been.
-            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == old => {
-                let poll = self.open(None, endpoint).await?;
+            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == *old => {
+                let poll = self.open(None, &endpoint).await?;
                 if self.next.is_some_and(|next| poll.index < next) {
                     return Err(error);
                 }
@@ -336,34 +345,10 @@ impl Machine {
         }
     }
 
-    /// This endpoint, or the next one if its server is cut off from the others: a watch there
-    /// never fails and never speaks.
-    async fn healthy(&self, endpoint: usize) -> usize {
-        let transport = &self.driver.transport;
-        if transport.endpoints().len() < 2 {
-            return endpoint;
-        }
-        let call = Call {
-            method: Method::GET,
-            target: "/health".into(),
-            payload: None,
-        };
-        match transport.open(&call, endpoint).await {
-            Ok(opened) if opened.status.is_server_error() => endpoint + 1,
-            Ok(mut opened) => {
-                // Read to the end, so that the connection can be used again.
-                match transport.rest(&mut opened).await {
-                    Ok(_) => endpoint,
-                    Err(_) => endpoint + 1,
-                }
-            }
-            Err(_) => endpoint + 1,
-        }
-    }
-
     /// Opens a poll from an index, or from now.
-    async fn open(&self, from: Option<Index>, endpoint: usize) -> Result<Poll> {
+    async fn open(&self, from: Option<Index>, endpoint: &Arc<Endpoint>) -> Result<Poll> {
         let driver = &self.driver;
+        driver.refresh_members(driver.deadline()).await;
         let mut params = Params::new().flag("wait");
         if self.target.tree {
             params = params.flag("recursive");
@@ -458,7 +443,7 @@ fn parse(body: &[u8]) -> Result<(Index, Body)> {
     Ok((index, body))
 }
 
-fn broken(failure: Failure) -> Error {
+pub(super) fn broken(failure: Failure) -> Error {
     let kind = match failure {
         Failure {
             untrusted: true, ..

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::client::Action;
+use super::time::unix_time;
 use crate::key::{Index, Key};
 use crate::store::{Change, Event, Node};
 
@@ -93,6 +94,11 @@ impl RawNode {
         if self.key.is_empty() { "/" } else { &self.key }
     }
 
+    /// When its time runs out, as wall-clock time since the Unix epoch.
+    pub(super) fn expiration(&self) -> Option<Duration> {
+        unix_time(self.expiration.as_deref()?)
+    }
+
     /// Whether its time has run out, though the server has not swept it yet: that takes up to
     /// half a second, in which a read still finds it.
     pub(super) fn is_expired(&self) -> bool {
@@ -125,6 +131,8 @@ mod tests {
         );
         assert_eq!(body.action, Action::CompareAndSwap);
         assert!(!body.node.is_expired());
+        let end = Duration::from_millis(1_795_335_418_200);
+        assert_eq!(body.node.expiration(), Some(end));
         let node = body.node.node(Index::new(99).unwrap()).unwrap();
         assert_eq!((&node.value[..], node.created.get()), (&b"z"[..], 12));
         assert_eq!(node.ttl, Some(Duration::from_secs(5)));

@@ -142,14 +142,21 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
     match answer {
         Ok(renewed) if renewed.keys.is_empty() => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);
+            let nearer = shared.machine.widen(renewed.skew);
+            shared.curtail_all_but(asked, nearer);
             if let Some(deadline) = shared.machine.deadline() {
                 let asked = asked.iter().filter_map(|key| shared.terms.get(key));
-                asked.for_each(|(_, term)| term.extend(deadline));
+                asked.for_each(|(_, term)| term.extend(deadline, nearer));
             }
             shared.mind_the_earliest(now);
         }
         Ok(renewed) => {
-            let Renewed { ttl, since, keys } = renewed;
+            let Renewed {
+                ttl,
+                since,
+                keys,
+                skew,
+            } = renewed;
             shared.count_keys(keys.len());
             let mut answers: BTreeMap<Key, KeyRenewal> = keys.into_iter().collect();
             let answers: Vec<_> = asked
@@ -163,13 +170,19 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             } else {
                 shared.machine.renewed(since, ttl, now);
             }
+            let nearer = shared.machine.widen(skew);
+            let live = answers
+                .iter()
+                .filter(|(_, it)| matches!(it, KeyRenewal::Live { .. }));
+            let live: Vec<Key> = live.map(|(key, _)| (*key).clone()).collect();
+            shared.curtail_all_but(&live, nearer);
             for (key, answer) in answers {
                 let Some((_, term)) = shared.terms.get(key) else {
                     continue;
                 };
                 match answer {
                     KeyRenewal::Live { since } => {
-                        term.extend(shared.machine.deadline_of_key(since));
+                        term.extend(shared.machine.deadline_of_key(since), nearer);
                     }
                     KeyRenewal::Unknown => term.doubt(),
                     KeyRenewal::Gone => {

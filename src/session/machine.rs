@@ -108,7 +108,7 @@ impl Machine {
     /// The store granted a lease that was asked for at `sent`.
     pub(super) fn granted(&mut self, sent: Instant, granted: Granted) -> Result<(), Error> {
         let ttl = granted.ttl.get();
-        let margin = ttl / RATE_MARGIN + LATENCY_MARGIN + granted.skew;
+        let margin = margin(granted.ttl, granted.skew);
         if margin >= ttl / 2 + ttl / 4 {
             let text = format!(
                 "a TTL of {} leaves nothing after a margin of {margin:?} for clock skew; \
@@ -126,6 +126,18 @@ impl Machine {
             suspect: None,
         });
         Ok(())
+    }
+
+    /// The store's clocks differ by so much now. If that is more than before, the margin grows,
+    /// and every deadline comes nearer by what is returned.
+    pub(super) fn widen(&mut self, skew: Duration) -> Duration {
+        match &mut self.phase {
+            Phase::Running(term) => {
+                let wider = term.margin.max(margin(self.ttl, skew));
+                wider - std::mem::replace(&mut term.margin, wider)
+            }
+            Phase::Starting { .. } | Phase::Over(_) => Duration::ZERO,
+        }
     }
 
     /// The grant failed: how long to wait before the next try, or nothing if that is pointless.
@@ -254,6 +266,11 @@ impl Machine {
     }
 }
 
+/// What a deadline leaves before the end of a term.
+fn margin(ttl: Ttl, skew: Duration) -> Duration {
+    ttl.get() / RATE_MARGIN + LATENCY_MARGIN + skew
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,6 +319,24 @@ mod tests {
             ErrorKind::InvalidTtl
         );
         assert_eq!(machine.state(), SessionState::Failed);
+    }
+
+    #[test]
+    fn skew_that_grows_brings_the_deadline_nearer_and_less_of_it_changes_nothing() {
+        let mut machine = live();
+        let before = machine.deadline().unwrap();
+        assert_eq!(
+            machine.widen(Duration::from_secs(2)),
+            Duration::from_secs(2)
+        );
+        assert_eq!(machine.deadline(), Some(before - Duration::from_secs(2)));
+        assert_eq!(machine.widen(Duration::from_secs(1)), Duration::ZERO);
+        assert_eq!(machine.deadline(), Some(before - Duration::from_secs(2)));
+        assert_eq!(
+            machine.widen(Duration::from_secs(60)),
+            Duration::from_secs(58)
+        );
+        assert!(machine.expire(at(0.1)), "nothing is left of the term");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -287,6 +288,18 @@ impl Shared {
         let deadlines = self.terms.values().filter_map(|(_, term)| term.deadline());
         if let Some(earliest) = deadlines.min() {
             self.machine.mind(earliest, now);
+        }
+    }
+
+    /// The margin has grown by `nearer`: so much sooner ends every term that was not extended.
+    fn curtail_all_but(&self, extended: &[Key], nearer: Duration) {
+        if nearer.is_zero() {
+            return;
+        }
+        for (key, (_, term)) in &self.terms {
+            if !extended.contains(key) {
+                term.curtail(nearer);
+            }
         }
     }
 

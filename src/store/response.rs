@@ -311,6 +311,9 @@ pub struct Renewed {
     pub since: Instant,
     /// An answer for each key of the request; empty where the lease speaks for all of them.
     pub keys: Vec<(Key, KeyRenewal)>,
+    /// As [`Granted::skew`], as it is now. More than was granted widens the margin of the session;
+    /// less changes nothing.
+    pub skew: Duration,
 }
 
 impl Renewed {
@@ -320,7 +323,15 @@ impl Renewed {
             ttl,
             since,
             keys: Vec::new(),
+            skew: Duration::ZERO,
         }
+    }
+
+    /// Says by how much the store's clocks may differ.
+    #[must_use]
+    pub fn with_skew(mut self, skew: Duration) -> Self {
+        self.skew = skew;
+        self
     }
 
     /// Answers key by key.

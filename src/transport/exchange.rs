@@ -45,6 +45,22 @@ pub(crate) enum Payload {
     Json(Bytes),
 }
 
+/// Whether a request shows the user's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    User,
+    Nobody,
+}
+
+/// Until when one attempt may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Until when there must be a connection.
+    pub(super) connect: Instant,
+    /// Until when there must be an answer; not before `connect`.
+    pub(super) answer: Instant,
+}
+
 /// A whole answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -53,6 +69,10 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
     /// Who answered.
     pub(crate) server: Arc<str>,
+    /// Between which instants the request was under way.
+    pub(crate) span: (Instant, Instant),
+    /// Why a redirect was not followed, if this answer is one.
+    pub(crate) astray: Option<String>,
 }
 
 /// An answer whose body is still to come. Dropping it closes the connection, and with that ends
@@ -61,9 +81,14 @@ pub(crate) struct Answer {
 pub(crate) struct Opened {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
+    /// Who answered: after a redirect another one than the endpoint.
     pub(crate) server: Arc<str>,
-    /// The number of the endpoint that answered.
-    pub(crate) endpoint: usize,
+    /// Who was asked.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Between which instants the request was under way and the head of its answer came.
+    pub(super) span: (Instant, Instant),
+    /// Why a redirect was not followed, if this answer is one.
+    pub(super) astray: Option<String>,
     body: Incoming,
     read: BytesMut,
 }
@@ -78,7 +103,7 @@ pub(crate) struct Failure {
     /// Whether TLS found no trust. Then nothing was sent.
     pub(crate) untrusted: bool,
     /// Whether the server closed the connection without a word.
-    hung_up: bool,
+    pub(super) hung_up: bool,
     pub(crate) reason: String,
     pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -134,25 +159,31 @@ impl Exchange {
         })
     }
 
-    /// Sends the request and reads the head of the answer, until `until` at the latest.
+    /// Sends the request and reads the head of the answer.
     pub(super) async fn open(
         &self,
         call: &Call,
-        endpoint: (usize, &Endpoint),
-        until: Instant,
+        endpoint: &Arc<Endpoint>,
+        who: As,
+        limits: Limits,
     ) -> Result<Opened, Failure> {
-        let (number, endpoint) = endpoint;
-        let mut request = self.request(call, endpoint)?;
+        let mut request = self.request(call, endpoint, who)?;
         let connection = capture_connection(&mut request);
-        let started = self.clock.now();
+        let sent = self.clock.now();
+        let late = async {
+            self.clock.sleep_until(limits.connect).await;
+            if connection.connection_metadata().is_some() {
+                self.clock.sleep_until(limits.answer).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
             outcome = self.client.request(request) => outcome,
-            () = self.clock.sleep_until(until) => {
+            () = late => {
                 // Without a connection not a byte can have left, and dropping the request makes
                 // sure that none will.
                 let maybe_sent = connection.connection_metadata().is_some();
-                let took = until.since(started);
+                let took = self.clock.now().since(sent);
                 let what = if maybe_sent { "answer" } else { "connection" };
                 return Err(Failure::new(maybe_sent, format!("no {what} within {} ms", took.as_millis())));
             }
@@ -163,6 +194,7 @@ impl Exchange {
                 let connected = connection.connection_metadata().is_some();
                 let mut failure = Failure::of(error, connected, self.identity);
                 if failure.hung_up && !self.known.has(endpoint) {
+                    let until = limits.answer;
                     self.look_closer(&mut failure, endpoint, until).await;
                 }
                 return Err(failure);
@@ -174,20 +206,17 @@ impl Exchange {
             status: head.status,
             headers: head.headers,
             server: endpoint.origin.clone(),
-            endpoint: number,
+            endpoint: endpoint.clone(),
+            span: (sent, self.clock.now()),
+            astray: None,
             body,
             read: BytesMut::new(),
         })
     }
 
-    /// Sends the request and reads the whole answer, until `until` at the latest.
-    pub(super) async fn whole(
-        &self,
-        call: &Call,
-        endpoint: (usize, &Endpoint),
-        until: Instant,
-    ) -> Result<Answer, Failure> {
-        let mut opened = self.open(call, endpoint, until).await?;
+    /// Reads the rest of an answer, until `until` at the latest.
+    pub(super) async fn whole(&self, opened: Opened, until: Instant) -> Result<Answer, Failure> {
+        let mut opened = opened;
         let body = tokio::select! {
             biased;
             body = opened.end() => body?,
@@ -199,6 +228,8 @@ impl Exchange {
             status,
             headers,
             server,
+            span,
+            astray,
             ..
         } = opened;
         Ok(Answer {
@@ -206,6 +237,8 @@ impl Exchange {
             headers,
             body,
             server,
+            span,
+            astray,
         })
     }
 
@@ -228,7 +261,12 @@ impl Exchange {
         };
     }
 
-    fn request(&self, call: &Call, endpoint: &Endpoint) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        who: As,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
         let failed = |error: http::Error| Failure {
             cause: Some(error.into()),
             ..Failure::new(false, "the request cannot be built".into())
@@ -240,7 +278,9 @@ impl Exchange {
             .build()
             .map_err(failed)?;
         let mut request = Request::builder().method(call.method.clone()).uri(uri);
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = &self.authorization
+            && who == As::User
+        {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let (kind, body) = match &call.payload {

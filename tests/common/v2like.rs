@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,8 @@ use tenure::{Error, ErrorKind, Key, LeaseId, Result, Store, Ttl};
 pub(crate) struct V2Like<S> {
     inner: S,
     leases: Arc<Mutex<BTreeMap<LeaseId, Lease>>>,
+    /// What renewals say of the clocks from now on.
+    skew: Arc<Mutex<Duration>>,
 }
 
 /// The client's own list of what hangs together.
@@ -44,7 +47,14 @@ impl<S: Store> V2Like<S> {
         Self {
             inner,
             leases: Arc::default(),
+            skew: Arc::default(),
         }
+    }
+
+    /// Lets renewals say that the members' clocks differ by so much.
+    #[allow(dead_code)] // each test crate uses a part
+    pub(crate) fn set_skew(&self, skew: Duration) {
+        *self.skew.lock().unwrap() = skew;
     }
 
     fn expiry(&self, expiry: Expiry) -> Result<Expiry> {
@@ -227,7 +237,8 @@ impl<S: Store + Clone> Store for V2Like<S> {
         if !keys.is_empty() && keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown) {
             return Err(Error::new(ErrorKind::Unavailable, "no key could be told"));
         }
-        Ok(Renewed::new(ttl, renew.at).with_keys(keys))
+        let skew = *self.skew.lock().unwrap();
+        Ok(Renewed::new(ttl, renew.at).with_keys(keys).with_skew(skew))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<()> {

@@ -100,28 +100,35 @@ impl Client {
 
     /// The server that is asked first now: `http://host:port`.
     pub fn base_uri(&self) -> String {
-        let endpoints = self.driver.transport.endpoints();
-        endpoints.at(endpoints.current()).origin.to_string()
+        self.driver
+            .transport
+            .endpoints()
+            .current()
+            .origin
+            .to_string()
     }
 
     /// Its host: a name, or an address without brackets.
     pub fn host(&self) -> String {
-        let endpoints = self.driver.transport.endpoints();
-        let host = endpoints.at(endpoints.current()).authority.host();
+        let endpoint = self.driver.transport.endpoints().current();
+        let host = endpoint.authority.host();
         host.trim_matches(['[', ']']).to_owned()
     }
 
     /// Its port.
     pub fn port(&self) -> u16 {
-        let endpoints = self.driver.transport.endpoints();
-        let authority = &endpoints.at(endpoints.current()).authority;
-        authority.port_u16().unwrap_or_default()
+        let endpoint = self.driver.transport.endpoints().current();
+        endpoint.authority.port_u16().unwrap_or_default()
     }
 
     /// `http` or `https`.
     pub fn protocol(&self) -> String {
-        let endpoints = self.driver.transport.endpoints();
-        endpoints.at(endpoints.current()).scheme.to_string()
+        self.driver
+            .transport
+            .endpoints()
+            .current()
+            .scheme
+            .to_string()
     }
 
     /// How long an operation may take: [`Builder::timeout`].
@@ -162,6 +169,15 @@ impl Client {
     /// How many idle connections are kept for each endpoint: [`Builder::max_idle_connections`].
     pub fn max_idle_connections(&self) -> usize {
         self.driver.options.max_idle
+    }
+
+    /// By how much the members' wall clocks differ at least, as the answers of the last ten
+    /// minutes prove; zero if they prove nothing. Sends nothing: see [`Builder::max_skew`] for
+    /// what it does to leases.
+    pub fn clock_spread(&self) -> Duration {
+        self.driver
+            .proven_spread()
+            .map_or(Duration::ZERO, |it| it.by)
     }
 
     /// The id that the cluster must have: the one [expected](Builder::expected_cluster_id), else
