@@ -12,7 +12,7 @@ use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Change, Commit, Committed, Condition, Delete, Deleted, Event, Expiry,
     Filter, Freshness, Get, Grant, Granted, Naming, Node, Operation, Put, Renew, Renewed, Scope,
-    Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag, Ttl};
 
@@ -124,10 +124,16 @@ impl Store for Mutant {
         if self.has(Bug::PlusIsSpace) {
             get.key = plus_is_space(&get.key);
         }
-        if let (true, Some(page)) = (self.has(Bug::RepeatsThePage), &mut get.page) {
+        let is_tree = get.select == Select::Tree;
+        if let Some(page) = &mut get.page
+            && self.has(match is_tree {
+                true => Bug::TreeRepeatsThePage,
+                false => Bug::RepeatsThePage,
+            })
+        {
             page.after = None;
         }
-        let is_list = get.scope == Scope::Tree;
+        let is_list = get.select == Select::Children;
         let mut view = self.store.get(get.clone()).await?;
         match self.bug {
             Some(Bug::AbsenceIsAnError) if view.nodes.is_empty() => {
@@ -149,6 +155,25 @@ impl Store for Mutant {
             }
             Some(Bug::LosesMore) => view.more = false,
             Some(Bug::KeysOnlyLosesOne) if get.keys_only => drop(view.nodes.pop()),
+            Some(Bug::TreeIsInTreeOrder) if is_tree => {
+                let segments =
+                    |node: &Node| -> Vec<_> { node.key.segments().map(str::to_owned).collect() };
+                view.nodes.sort_by_key(segments);
+            }
+            Some(Bug::TreeIsOneLevel) if is_tree => {
+                view.nodes = self.store.children(&get.key).await?;
+            }
+            Some(Bug::TreeLosesTheTop) if is_tree => {
+                view.nodes.retain(|node| node.key != get.key);
+            }
+            Some(Bug::TreeShowsHidden) if is_tree => {
+                let hidden = get.key.join("a")?.join("_x")?;
+                view.nodes.extend(self.store.node(&hidden).await?);
+            }
+            Some(Bug::TreeSaysAnOldIndex) if is_tree => view.index = Index::new(1).unwrap(),
+            Some(Bug::KeysOnlyTreeLosesOne) if is_tree && get.keys_only => {
+                drop(view.nodes.pop());
+            }
             Some(Bug::ReadsExpired) if view.nodes.is_empty() => {
                 view.nodes
                     .extend(self.memory().nodes.get(&get.key).cloned());
@@ -224,6 +249,9 @@ impl Store for Mutant {
         match self.bug {
             Some(Bug::NeverExpires) => append.expiry = Expiry::Never,
             Some(Bug::LosesTheBody) => append.body = Bytes::new(),
+            Some(Bug::RawIsATicket) if append.naming == Naming::Raw => {
+                append.naming = Naming::Ticket;
+            }
             _ => {}
         }
         let mut appended = self.store.append(append.clone()).await;
@@ -264,7 +292,11 @@ impl Store for Mutant {
             }
             _ => {}
         }
-        if self.modest {
+        if self.has(Bug::WithdrawsRaw) && withdraw.naming == Naming::Raw {
+            let index = self.store.get(Get::node(withdraw.dir)).await?.index;
+            return Ok(Withdrawn::new(index, false, true));
+        }
+        if self.modest && withdraw.naming != Naming::Raw {
             // As a store without marks does it: look for the tag, and delete what has it.
             let layout = self.about().layout;
             let nodes = self.store.children(&withdraw.dir).await?;

@@ -139,6 +139,7 @@ impl<S: Store + Clone> Store for V2Like<S> {
         let (asked, expiry) = (append.expiry, self.expiry(append.expiry)?);
         let ticket = match append.naming {
             Naming::Tag => Append::tagged(append.dir, append.tag, append.body, expiry),
+            Naming::Raw => Append::raw(append.dir, append.body, expiry),
             _ => Append::ticket(append.dir, append.tag, expiry).body(append.body),
         };
         let Appended { node, .. } = self.inner.append(ticket).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tenure::store::{
     Append, Change, Condition, Delete, Event, Expiry, Freshness, Get, Naming, Node, Page, Put,
-    Scope, View, Watch, Withdraw,
+    Select, View, Watch, Withdraw,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, Tag, Ttl};
 
@@ -322,11 +322,11 @@ impl Told {
                 }
             }
             Request::Get(get) => {
-                let tree = get.scope == Scope::Tree;
+                let list = get.select == Select::Children;
                 let view = match store.get(get).await {
                     // The trait does not say what the children of a file are: the embedded store
                     // says none, and etcd's driver that there is a file.
-                    Err(error) if tree && error.kind() == ErrorKind::NotADirectory => {
+                    Err(error) if list && error.kind() == ErrorKind::NotADirectory => {
                         View::new(error.index().unwrap(), Vec::new())
                     }
                     outcome => outcome?,
