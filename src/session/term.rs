@@ -126,6 +126,25 @@ impl Term {
         });
     }
 
+    /// A request is about to leave that can end it as early as this.
+    pub(super) fn shorten(&self, to: Instant) {
+        self.update(|held, old| {
+            if let Standing::Held { deadline, .. } = held {
+                *deadline = old.min(to);
+            }
+        });
+    }
+
+    /// It has a term of another length now, which ends here.
+    pub(super) fn replace(&self, deadline: Instant) {
+        self.update(|held, _| {
+            *held = Standing::Held {
+                deadline,
+                suspect: false,
+            };
+        });
+    }
+
     /// A renewal was not answered.
     pub(super) fn doubt(&self) {
         self.update(|held, deadline| {
