@@ -117,6 +117,7 @@ bugs! { Flaw, FLAWS:
     TakesOver => "a_key_taken_over_is_gone_to_a_renewal",
     ForgetsAnAnswer => "a_renewed_lease_keeps_its_keys",
     CountsFromTheFuture => "a_renewed_lease_keeps_its_keys",
+    KeepsWhatMoved => "a_key_written_with_another_lease_outlives_the_first",
     RevokesBlindly => "a_revocation_spares_what_took_a_keys_place",
 }
 

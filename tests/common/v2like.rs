@@ -130,9 +130,27 @@ impl<S: Store + Clone> Store for V2Like<S> {
     }
 
     async fn put(&self, put: Put) -> Result<Written> {
-        let expiry = self.expiry(put.expiry)?;
+        let (asked, expiry) = (put.expiry, self.expiry(put.expiry)?);
+        if let Expiry::With(lease) = asked {
+            // Before it is sent: what hangs on the lease when no answer comes is to be deleted too.
+            let held = Held {
+                value: put.value.clone(),
+                pin: None,
+                unanswered: None,
+            };
+            self.hold(lease, &put.key, Some(held));
+        }
         let put = Put::new(put.key, put.value, expiry).when(put.when);
-        self.inner.put(put).await
+        let written = self.inner.put(put).await?;
+        if let Expiry::With(lease) = asked {
+            let mut leases = self.leases.lock().unwrap();
+            for (id, other) in leases.iter_mut() {
+                if *id != lease {
+                    other.keys.remove(&written.node.key);
+                }
+            }
+        }
+        Ok(written)
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
