@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::driver::renew;
-use super::{Core, Loss, Term, new_lease};
+use super::{Core, HoldState, Loss, Term, new_lease};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Ttl};
 use crate::runtime::{Instant, Retry};
@@ -48,25 +48,22 @@ pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
 
 /// Another term of the same length.
 async fn again(core: &Core, deadline: Instant) -> Result<()> {
-    let before = deadlines(core);
     renew(core, deadline).await;
-    for (key, term, old) in before {
+    let terms: Vec<_> = {
+        let shared = core.lock();
+        let terms = shared.terms.iter();
+        terms
+            .map(|(key, (_, term))| (key.clone(), term.clone()))
+            .collect()
+    };
+    for (key, term) in terms {
         term.check()?;
-        if term.deadline() <= Some(old) {
+        if term.state() == HoldState::Suspect {
             let text = "the renewal was not answered; it is tried again, and held meanwhile";
             return Err(Error::new(ErrorKind::Timeout, text).at(&key));
         }
     }
     Ok(())
-}
-
-/// Of every key the term, and until when that lasts.
-fn deadlines(core: &Core) -> Vec<(Key, std::sync::Arc<Term>, Instant)> {
-    let shared = core.lock();
-    let terms = shared.terms.iter();
-    let held =
-        terms.filter_map(|(key, (_, term))| Some((key.clone(), term.clone(), term.deadline()?)));
-    held.collect()
 }
 
 /// A term of another length, which takes another lease.
@@ -224,16 +221,18 @@ impl Moving<'_> {
         if on == Some(lease) {
             return Ok(());
         }
-        term.shorten(self.until);
+        let earliest = self.until.min(deadline);
+        term.end_at(earliest);
         let first = !std::mem::replace(&mut self.begun, true);
         let pinned = Condition::Both {
             value: value.clone(),
             index: modified,
         };
         let put = Put::new(key.clone(), value.clone(), Expiry::With(lease)).when(pinned);
-        let outcome = bounded(core, deadline, core.store.put(put)).await;
+        let outcome = bounded(core, earliest, core.store.put(put)).await;
         if first && outcome.as_ref().is_err_and(Error::changed_nothing) {
             self.begun = false;
+            term.end_at(deadline);
         }
         match outcome {
             Ok(_) => Ok(()),

@@ -126,11 +126,11 @@ impl Term {
         });
     }
 
-    /// A request is about to leave that can end it as early as this.
-    pub(super) fn shorten(&self, to: Instant) {
-        self.update(|held, old| {
+    /// It ends here, earlier or later than it seemed: what it hangs on may have changed, or has not.
+    pub(super) fn end_at(&self, to: Instant) {
+        self.update(|held, _| {
             if let Standing::Held { deadline, .. } = held {
-                *deadline = old.min(to);
+                *deadline = to;
             }
         });
     }

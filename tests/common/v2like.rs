@@ -141,7 +141,14 @@ impl<S: Store + Clone> Store for V2Like<S> {
             self.hold(lease, &put.key, Some(held));
         }
         let put = Put::new(put.key, put.value, expiry).when(put.when);
-        let written = self.inner.put(put).await?;
+        let key = put.key.clone();
+        let outcome = self.inner.put(put).await;
+        if let (Expiry::With(lease), Err(error)) = (asked, &outcome)
+            && error.changed_nothing()
+        {
+            self.hold(lease, &key, None);
+        }
+        let written = outcome?;
         if let Expiry::With(lease) = asked {
             let mut leases = self.leases.lock().unwrap();
             for (id, other) in leases.iter_mut() {
