@@ -85,7 +85,7 @@ async fn renewal_with(world: &World, n: u64, fault: Fault, [from, to]: [Duration
     let outcome = soon(&what, lock.renew(to)).await;
     let hit = link.all_calls() >= before + n;
     link.heal();
-    let kind = outcome.as_ref().err().map(|error| error.kind());
+    let kind = outcome.as_ref().err().map(tenure::Error::kind);
     assert_ne!(kind, Some(ErrorKind::Lost), "{what}");
     assert!(lock.is_locked().await.unwrap(), "{what}: {outcome:?}");
     // Later than any late commit of this, and with renewals in between.

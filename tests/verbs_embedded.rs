@@ -219,6 +219,9 @@ impl Store for Swap {
     }
     fn watch(&self, watch: tenure::store::Watch) -> tenure::store::Updates {
         let now = self.now().clone();
+        if !self.second.load(std::sync::atomic::Ordering::SeqCst) {
+            return now.watch(watch);
+        }
         let lost = async move {
             let view = now.get(tenure::store::Get::node(Key::root())).await?;
             let error = tenure::Error::new(ErrorKind::HistoryLost, "an index above the store's");

@@ -185,3 +185,60 @@ fn flatten(mut top: RawNode, index: Index, into: &mut Vec<Node>) {
 fn live(raw: RawNode, index: Index) -> Option<Node> {
     (!raw.is_expired()).then(|| raw.node(index)).flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd2::wire::Body;
+
+    /// The keys of a tree of `/t`, from an answer's body.
+    fn tree(get: &Get, node: &str) -> Vec<String> {
+        let body = format!(r#"{{"action":"get","node":{node}}}"#);
+        let body: Body = serde_json::from_str(&body).unwrap();
+        let index = Index::new(9).unwrap();
+        let mut nodes = Vec::new();
+        flatten(body.node, index, &mut nodes);
+        let nodes = part(get, nodes).into_iter();
+        nodes.map(|it| it.key.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_tree_has_nothing_of_a_directory_whose_time_has_run_out() {
+        let get = Get::tree(Key::new("/t").unwrap());
+        let file = |key: &str| {
+            format!(r#"{{"key":"{key}","value":"","modifiedIndex":5,"createdIndex":5}}"#)
+        };
+        let dir = |key: &str, more: &str, nodes: &[String]| {
+            let nodes = nodes.join(",");
+            format!(
+                r#"{{"key":"{key}","dir":true,{more}"modifiedIndex":5,"createdIndex":5,"nodes":[{nodes}]}}"#
+            )
+        };
+        let over = r#""expiration":"2026-11-22T08:16:58Z","ttl":-1,"#;
+        let left = r#""expiration":"2026-11-22T08:16:58Z","ttl":3,"#;
+        let gone = dir(
+            "/t/gone",
+            over,
+            &[
+                file("/t/gone/a"),
+                dir("/t/gone/b", "", &[file("/t/gone/b/c")]),
+            ],
+        );
+        let there = dir("/t/there", left, &[file("/t/there/a")]);
+        let all = dir("/t", "", &[there, gone, file("/t/a-b"), file("/t/a")]);
+        let wanted = ["/t", "/t/a", "/t/a-b", "/t/there", "/t/there/a"];
+        assert_eq!(tree(&get, &all), wanted);
+    }
+
+    #[test]
+    fn a_page_of_a_tree_is_all_after_its_beginning() {
+        let limit = std::num::NonZeroUsize::MIN;
+        let (key, after) = (Key::new("/t").unwrap(), Key::new("/t/a").unwrap());
+        let page = crate::store::Page::after(limit, after, Index::new(5).unwrap());
+        let nodes = r#"{"key":"/t","dir":true,"modifiedIndex":5,"createdIndex":5,"nodes":[
+            {"key":"/t/a","value":"","modifiedIndex":5,"createdIndex":5},
+            {"key":"/t/b","value":"","modifiedIndex":5,"createdIndex":5},
+            {"key":"/t/c","value":"","modifiedIndex":5,"createdIndex":5}]}"#;
+        assert_eq!(tree(&Get::tree(key).page(page), nodes), ["/t/b", "/t/c"]);
+    }
+}
