@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
-use tenure::testkit::{Fault, Faulty};
+use tenure::testkit::{Call, Fault, Faulty};
 use tenure::{ErrorKind, Store, StoreExt};
 
 #[path = "by_hand_suite/mod.rs"]
@@ -169,6 +169,74 @@ async fn whichever_call_goes_wrong_where_each_key_has_a_ttl_of_its_own() {
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     let outcome = tokio::time::timeout(limit, future).await;
     outcome.expect("in time")
+}
+
+/// Renews from the longer to the shorter TTL, with an answer to the put that never comes, and
+/// returns when the put has landed.
+async fn unheard(world: &World) -> (tenure::Client, Link, tenure::HandLock) {
+    let (client, link) = world.client_on_a_link();
+    let mut lock = client.get_lock("/customer1", TTLS[1]);
+    lock.acquire().await.unwrap();
+    link.set_patience(Duration::from_secs(3));
+    link.next(Call::Put, Fault::LostReply);
+    let (key, watch) = (lock.guard().unwrap().key().clone(), world.client());
+    let before = watch.store().node(&key).await.unwrap().unwrap();
+    let landed = async {
+        loop {
+            let node = watch.store().node(&key).await.unwrap().unwrap();
+            if (node.modified, node.lease) != (before.modified, before.lease) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        outcome = lock.renew(TTLS[0]) => panic!("{outcome:?}"),
+        () = landed => {}
+    }
+    (client, link, lock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_that_was_not_heard_of_is_believed_no_longer_than_it_lasts() {
+    for world in [leased(1), keyed(1)] {
+        let (_client, link, lock) = unheard(&world).await;
+        link.set_down(true);
+        let (clock, guard) = (&world.runtime.clock, lock.guard().unwrap());
+        let other = world.client();
+        let mut next = other.get_lock("/customer1", TTLS[0]);
+        let (lost, followed) = soon("the next", async {
+            tokio::join!(
+                async {
+                    guard.lost().await;
+                    clock.now()
+                },
+                async {
+                    next.acquire().await.unwrap();
+                    clock.now()
+                }
+            )
+        })
+        .await;
+        assert!(
+            lost <= followed,
+            "two holders for {:?}",
+            lost.since(followed)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_in_the_middle_of_a_change_leaves_nothing() {
+    for world in [leased(1), keyed(1)] {
+        let (client, link, lock) = unheard(&world).await;
+        link.heal();
+        client.shutdown(LONG).await;
+        assert_eq!(lock.token(), None);
+        let dir = tenure::Key::new("/_locks/customer1").unwrap();
+        let left = world.client().store().children(&dir).await.unwrap();
+        assert_eq!(left, [], "left to its TTL");
+    }
 }
 
 /// Renewals of changing length on a bad link, while others want the lock.

@@ -73,6 +73,21 @@ impl Rig {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_popped_is_what_was_deleted() {
+    let rig = rig(1);
+    rig.write("/t/k", "old").await;
+    rig.link
+        .next(Call::Delete, Fault::Delay(Duration::from_millis(100)));
+    let at = key("/t/k");
+    let (popped, ()) = tokio::join!(rig.link.pop(&at), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rig.write("/t/k", "new").await;
+    });
+    assert_eq!(popped.unwrap().unwrap().text(), Some("new"));
+    assert!(!rig.store.contains(&at).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_that_breaks_goes_on_where_it_was() {
     let mut rig = rig(1);
     snapshot(&mut rig.watcher).await;

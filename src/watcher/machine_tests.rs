@@ -200,6 +200,18 @@ fn a_watch_that_ends_without_a_word_is_taken_up_again() {
 }
 
 #[test]
+fn lists_that_succeed_between_lost_histories_do_not_make_it_hurry() {
+    let mut rig = Rig::listed(7);
+    let mut pauses = Vec::new();
+    for round in 1..10 {
+        pauses.push(rig.breaks(ErrorKind::HistoryLost));
+        let item = rig.list(Ok(View::new(at(7 + round), Vec::new())));
+        assert!(matches!(item, Ok(Follow::Snapshot(_))));
+    }
+    assert!(pauses[8] >= Duration::from_millis(500), "{pauses:?}");
+}
+
+#[test]
 fn pauses_grow_until_something_is_told() {
     let mut rig = Rig::listed(7);
     let first = rig.breaks(ErrorKind::Unavailable);

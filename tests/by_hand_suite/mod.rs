@@ -394,6 +394,22 @@ pub(crate) async fn a_renewal_dropped_at_any_poll_leaves_it_held(world: World) {
     assert!(followed <= SHORT + SWEEP, "{followed:?}");
 }
 
+pub(crate) async fn a_renewal_that_nobody_answers_says_so_and_loses_nothing(world: World) {
+    let (client, link) = world.client_on_a_link();
+    let mut lock = client.get_lock("/customer1", LONGER);
+    lock.acquire().await.unwrap();
+    for ttl in [LONGER, SHORT] {
+        link.set_down(true);
+        let error = soon("an answer", lock.renew(ttl)).await.unwrap_err();
+        assert!(error.kind() != ErrorKind::Lost, "{ttl:?}: {error}");
+        assert!(lock.token().is_some());
+        link.set_down(false);
+        assert!(lock.is_locked().await.unwrap());
+    }
+    soon("an answer", lock.renew(SHORT)).await.unwrap();
+    lock.release().await.unwrap();
+}
+
 pub(crate) async fn a_shutdown_ends_it(world: World) {
     let client = world.client();
     let mut lock = client.get_lock("/customer1", LONGER);
@@ -447,6 +463,7 @@ macro_rules! by_hand_suite {
             after_a_crash_the_last_ttl_counts,
             the_new_ttl_is_that_of_the_next_hold_too,
             a_renewal_dropped_at_any_poll_leaves_it_held,
+            a_renewal_that_nobody_answers_says_so_and_loses_nothing,
             a_shutdown_ends_it,
             dropped_it_is_given_back_and_its_task_ends,
         );
