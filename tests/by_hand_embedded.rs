@@ -231,7 +231,8 @@ async fn a_shutdown_in_the_middle_of_a_change_leaves_nothing() {
     for world in [leased(1), keyed(1)] {
         let (client, link, lock) = unheard(&world).await;
         link.heal();
-        client.shutdown(LONG).await;
+        // Less than either TTL: it has to be taken back, not to expire.
+        client.shutdown(Duration::from_secs(1)).await;
         assert_eq!(lock.token(), None);
         let dir = tenure::Key::new("/_locks/customer1").unwrap();
         let left = world.client().store().children(&dir).await.unwrap();

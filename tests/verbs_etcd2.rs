@@ -126,3 +126,22 @@ async fn a_restarted_server_is_followed_on_and_another_cluster_is_not() {
     assert_eq!(error.kind(), ErrorKind::ClusterChanged);
     assert!(watcher.next().await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_too_deep_for_json_is_refused_and_not_cut() {
+    let etcd = Etcd::start();
+    let store = open(&etcd);
+    write(&store, &format!("/deep{}", "/d".repeat(60)), "x").await;
+    assert_eq!(store.leaves(&key("/deep")).await.unwrap().len(), 1);
+    write(
+        &store,
+        &format!("/deep{}", "/d".repeat(59) + "/e/e/e/e/e/e"),
+        "x",
+    )
+    .await;
+    let error = store.tree(&key("/deep")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    // In parts it can be read.
+    let part = key(&format!("/deep{}", "/d".repeat(30)));
+    assert_eq!(store.leaves(&part).await.unwrap().len(), 2);
+}

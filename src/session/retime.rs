@@ -30,6 +30,9 @@ use crate::runtime::{Instant, Retry};
 use crate::session::machine::Machine;
 use crate::store::{Condition, Expiry, Get, Grant, Node, Put};
 
+/// How often a key is looked at anew that changes between the look and the put.
+const TRIES: u32 = 5;
+
 /// Renews all keys of the session now, with this time-to-live from now on.
 pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
     let Some(deadline) = core.lock().machine.deadline() else {
@@ -177,7 +180,9 @@ impl Moving<'_> {
     /// `Lost`; or anything else as long as nothing can have moved.
     async fn key(&mut self, key: &Key, value: &Bytes, term: &Term) -> Result<()> {
         let mut retry = Retry::new();
+        let mut tries = TRIES;
         loop {
+            tries = tries.saturating_sub(1);
             let Some(deadline) = term.deadline() else {
                 return term.check();
             };
@@ -188,7 +193,8 @@ impl Moving<'_> {
                 }
                 Err(error) if error.kind() == ErrorKind::Lost => return Err(error),
                 // It was refreshed, or written, since it was read.
-                Err(error) if error.kind() == ErrorKind::ConditionFailed => error,
+                Err(error) if error.kind() == ErrorKind::ConditionFailed && tries > 0 => error,
+                // Nothing has moved, so the lease of before is the one to renew.
                 Err(error) if !self.begun => return Err(error.at(key)),
                 Err(error) => error,
             };
