@@ -18,6 +18,11 @@ use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag
 
 use super::Bug;
 
+#[path = "mutant_trees.rs"]
+mod trees;
+
+use trees::bend_tree;
+
 #[derive(Debug)]
 pub(crate) struct Mutant {
     store: Embedded,
@@ -125,12 +130,8 @@ impl Store for Mutant {
             get.key = plus_is_space(&get.key);
         }
         let is_tree = get.select == Select::Tree;
-        if let Some(page) = &mut get.page
-            && self.has(match is_tree {
-                true => Bug::TreeRepeatsThePage,
-                false => Bug::RepeatsThePage,
-            })
-        {
+        let repeats = [Bug::RepeatsThePage, Bug::TreeRepeatsThePage][usize::from(is_tree)];
+        if let (true, Some(page)) = (self.has(repeats), &mut get.page) {
             page.after = None;
         }
         let is_list = get.select == Select::Children;
@@ -155,25 +156,7 @@ impl Store for Mutant {
             }
             Some(Bug::LosesMore) => view.more = false,
             Some(Bug::KeysOnlyLosesOne) if get.keys_only => drop(view.nodes.pop()),
-            Some(Bug::TreeIsInTreeOrder) if is_tree => {
-                let segments =
-                    |node: &Node| -> Vec<_> { node.key.segments().map(str::to_owned).collect() };
-                view.nodes.sort_by_key(segments);
-            }
-            Some(Bug::TreeIsOneLevel) if is_tree => {
-                view.nodes = self.store.children(&get.key).await?;
-            }
-            Some(Bug::TreeLosesTheTop) if is_tree => {
-                view.nodes.retain(|node| node.key != get.key);
-            }
-            Some(Bug::TreeShowsHidden) if is_tree => {
-                let hidden = get.key.join("a")?.join("_x")?;
-                view.nodes.extend(self.store.node(&hidden).await?);
-            }
-            Some(Bug::TreeSaysAnOldIndex) if is_tree => view.index = Index::new(1).unwrap(),
-            Some(Bug::KeysOnlyTreeLosesOne) if is_tree && get.keys_only => {
-                drop(view.nodes.pop());
-            }
+            _ if is_tree => bend_tree(&self.store, self.bug, &get, &mut view).await?,
             Some(Bug::ReadsExpired) if view.nodes.is_empty() => {
                 view.nodes
                     .extend(self.memory().nodes.get(&get.key).cloned());
@@ -249,9 +232,7 @@ impl Store for Mutant {
         match self.bug {
             Some(Bug::NeverExpires) => append.expiry = Expiry::Never,
             Some(Bug::LosesTheBody) => append.body = Bytes::new(),
-            Some(Bug::RawIsATicket) if append.naming == Naming::Raw => {
-                append.naming = Naming::Ticket;
-            }
+            Some(Bug::RawIsATicket) => append.naming = Naming::Ticket,
             _ => {}
         }
         let mut appended = self.store.append(append.clone()).await;

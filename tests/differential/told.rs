@@ -155,11 +155,15 @@ impl Memory {
             } => self.read(Get::node(self.key(at)), fresh, keys_only),
             Step::Children {
                 at,
+                tree,
                 fresh,
                 keys_only,
                 after,
             } => {
-                let get = Get::children(self.key(at));
+                let get = match tree {
+                    true => Get::tree(self.key(at)),
+                    false => Get::children(self.key(at)),
+                };
                 let get = match after.map(|name| get.key.join(name).unwrap()) {
                     // As many as there are: etcd v2 cannot page.
                     Some(after) => get.page(Page::after(NonZeroUsize::MAX, after, self.now())),
