@@ -124,15 +124,14 @@ impl Leases {
 }
 
 impl Attaching<'_> {
-    /// It was written at this index.
+    /// It was written at this index, and hangs on no other lease any more.
     pub(super) fn landed(self, index: Index) {
-        if let Some(held) = self
-            .leases
-            .lock()
-            .get_mut(&self.lease)
-            .and_then(|it| it.keys.get_mut(&self.key))
-        {
-            held.index = Some(index);
+        for (id, lease) in self.leases.lock().iter_mut() {
+            if *id != self.lease {
+                lease.keys.remove(&self.key);
+            } else if let Some(held) = lease.keys.get_mut(&self.key) {
+                held.index = Some(index);
+            }
         }
     }
 

@@ -81,23 +81,26 @@ impl Driver {
                 let written = self.put(&put.when(Condition::Absent)).await?;
                 Ok(Appended::new(written.node, None))
             }
-            Naming::Ticket => self.post(append).await,
+            Naming::Ticket => {
+                let value = Layout::Numbered.ticket_value(append.tag, &append.body);
+                self.post(append, &value).await
+            }
+            Naming::Raw => self.post(append, &append.body).await,
         }
     }
 
-    async fn post(&self, append: &Append) -> Result<Appended> {
+    async fn post(&self, append: &Append, value: &Bytes) -> Result<Appended> {
         let deadline = self.deadline();
-        let value = Layout::Numbered.ticket_value(append.tag, &append.body);
-        let mut params = Params::new().with("value", text(&value)?);
+        let mut params = Params::new().with("value", text(value)?);
         if let Some(ttl) = self.ttl_of(append.expiry)? {
             params = params.number("ttl", ttl);
         }
         let call = self.form(Method::POST, &append.dir, params)?;
-        // A second POST would be a second ticket.
+        // A second POST would be a second node.
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
         let node = written(reply)?.node;
         if let Expiry::With(lease) = append.expiry {
-            let attaching = self.leases.attaching(lease, &node.key, &value);
+            let attaching = self.leases.attaching(lease, &node.key, value);
             attaching.landed(node.modified);
         }
         Ok(Appended::new(node, None))

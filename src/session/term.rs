@@ -139,6 +139,25 @@ impl Term {
         });
     }
 
+    /// It ends here, earlier or later than it seemed: what it hangs on may have changed, or has not.
+    pub(super) fn end_at(&self, to: Instant) {
+        self.update(|held, _| {
+            if let Standing::Held { deadline, .. } = held {
+                *deadline = to;
+            }
+        });
+    }
+
+    /// It has a term of another length now, which ends here.
+    pub(super) fn replace(&self, deadline: Instant) {
+        self.update(|held, _| {
+            *held = Standing::Held {
+                deadline,
+                suspect: false,
+            };
+        });
+    }
+
     /// A renewal was not answered.
     pub(super) fn doubt(&self) {
         self.update(|held, deadline| {

@@ -140,15 +140,41 @@ impl<S: Store + Clone> Store for V2Like<S> {
     }
 
     async fn put(&self, put: Put) -> Result<Written> {
-        let expiry = self.expiry(put.expiry)?;
+        let (asked, expiry) = (put.expiry, self.expiry(put.expiry)?);
+        if let Expiry::With(lease) = asked {
+            // Before it is sent: what hangs on the lease when no answer comes is to be deleted too.
+            let held = Held {
+                value: put.value.clone(),
+                pin: None,
+                unanswered: None,
+            };
+            self.hold(lease, &put.key, Some(held));
+        }
         let put = Put::new(put.key, put.value, expiry).when(put.when);
-        self.inner.put(put).await
+        let key = put.key.clone();
+        let outcome = self.inner.put(put).await;
+        if let (Expiry::With(lease), Err(error)) = (asked, &outcome)
+            && error.changed_nothing()
+        {
+            self.hold(lease, &key, None);
+        }
+        let written = outcome?;
+        if let Expiry::With(lease) = asked {
+            let mut leases = self.leases.lock().unwrap();
+            for (id, other) in leases.iter_mut() {
+                if *id != lease {
+                    other.keys.remove(&written.node.key);
+                }
+            }
+        }
+        Ok(written)
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
         let (asked, expiry) = (append.expiry, self.expiry(append.expiry)?);
         let ticket = match append.naming {
             Naming::Tag => Append::tagged(append.dir, append.tag, append.body, expiry),
+            Naming::Raw => Append::raw(append.dir, append.body, expiry),
             _ => Append::ticket(append.dir, append.tag, expiry).body(append.body),
         };
         let Appended { node, .. } = self.inner.append(ticket).await?;
