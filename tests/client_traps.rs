@@ -7,13 +7,13 @@ mod common;
 #[allow(dead_code)]
 mod proxy;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::etcd::Etcd;
 use common::words::{key, secs, until_watched};
 use futures_util::StreamExt;
 use proxy::{Match, Proxy};
-use tenure::etcd2::client::{Action, Change};
+use tenure::etcd2::client::{Action, Change, Lifetime};
 use tenure::etcd2::{Client, Code};
 use tenure::store::{Update, Watch};
 use tenure::{ErrorKind, Index, Store, Ttl};
@@ -38,12 +38,16 @@ async fn a_time_to_live_that_etcd_wraps_cannot_be_said() {
     let etcd = Etcd::start();
     let wrapped = put(&etcd, "/k", "value=x&ttl=9999999999");
     assert!(wrapped.contains(r#""action":"set""#) && !wrapped.contains("ttl"));
-    let seconds = [0, 9_999_999_999, u64::MAX];
-    for ttl in seconds.map(|it| Ttl::new(Duration::from_secs(it))) {
-        assert_eq!(ttl.unwrap_err().kind(), ErrorKind::InvalidTtl);
+    let client = client(&etcd);
+    for seconds in [0, 9_999_999_999, u64::MAX] {
+        let write = client.set("/k", "x").ttl(Duration::from_secs(seconds));
+        assert_eq!(write.await.unwrap_err().kind(), ErrorKind::InvalidTtl);
     }
-    let longest = client(&etcd).set("/k", "x").ttl(Ttl::MAX).await.unwrap();
-    assert_eq!(longest.node.ttl, Some(24 * 60 * 60));
+    let longest = client.set("/k", "x").ttl(Lifetime::LONGEST).await.unwrap();
+    assert_eq!(longest.node.ttl, Some(100 * 365 * 24 * 60 * 60));
+    assert!(longest.node.expiration > Some(SystemTime::now()));
+    let ceiled = client.set("/k", "x").ttl(Duration::from_millis(1_001));
+    assert_eq!(ceiled.await.unwrap().node.ttl, Some(2));
 }
 
 #[tokio::test]

@@ -195,7 +195,7 @@ async fn a_write_to_a_key_that_is_being_swept_waits_for_that_and_creates_it_anew
 async fn an_update_writes_back_only_what_nobody_changed() {
     let etcd = Etcd::start();
     let client = client(&etcd);
-    for lifetime in [Lifetime::Ttl(secs(100)), Lifetime::Permanent] {
+    for lifetime in [Lifetime::Ttl(Duration::from_secs(100)), Lifetime::Permanent] {
         client.set("/k", "1").lifetime(lifetime).await.unwrap();
         let mut mine = client.read("/k").await.unwrap().node;
         let stale = mine.clone();
@@ -230,7 +230,11 @@ async fn every_condition_holds_or_fails_as_it_says_also_on_an_empty_value() {
     let etcd = Etcd::start();
     let client = client(&etcd);
     for content in ["old", ""] {
-        for lifetime in [Lifetime::Keep, Lifetime::Permanent, Lifetime::Ttl(secs(9))] {
+        for lifetime in [
+            Lifetime::Keep,
+            Lifetime::Permanent,
+            Lifetime::Ttl(Duration::from_secs(9)),
+        ] {
             let write = || client.write("/k").value("new").lifetime(lifetime);
             let start = client.set("/k", content).permanent().await.unwrap();
             let index = start.node.modified_index;
@@ -387,7 +391,11 @@ async fn a_directory_and_a_file_never_take_each_others_place() {
     );
     assert_eq!(value(&client, "/file").await.as_deref(), Some("precious"));
     // etcd would take an empty value for a directory's new time-to-live.
-    for lifetime in [Lifetime::Keep, Lifetime::Permanent, Lifetime::Ttl(secs(9))] {
+    for lifetime in [
+        Lifetime::Keep,
+        Lifetime::Permanent,
+        Lifetime::Ttl(Duration::from_secs(9)),
+    ] {
         for text in ["", "x"] {
             let replace = client.replace("/dir", text).lifetime(lifetime);
             assert_eq!(kind(replace).await, ErrorKind::NotAFile);

@@ -1,5 +1,7 @@
 //! The client: one store, its sessions, its janitor, and the recipes that use them.
 
+#[cfg(feature = "etcd2")]
+mod by_hand;
 mod url;
 
 use std::collections::BTreeMap;

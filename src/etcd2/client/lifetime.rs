@@ -1,6 +1,8 @@
 //! How long what is written lives.
 
-use crate::key::Ttl;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// How long what is written lives.
 ///
@@ -31,8 +33,23 @@ pub enum Lifetime {
     /// As long as what is there now; for ever if there is nothing.
     #[default]
     Keep,
-    /// This long from now on, in whole seconds rounded up.
-    Ttl(Ttl),
+    /// This long from now on, in whole seconds rounded up: 1 s to [`Lifetime::LONGEST`].
+    Ttl(Duration),
     /// For ever.
     Permanent,
+}
+
+impl Lifetime {
+    /// The longest time-to-live: a hundred years. etcd takes more, and beyond 292 years silently
+    /// makes a permanent key of it, or one that has expired.
+    pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+    /// The whole seconds of a time-to-live.
+    pub(super) fn seconds(ttl: Duration) -> Result<u64> {
+        if ttl < Duration::from_secs(1) || ttl > Self::LONGEST {
+            let text = format!("a time-to-live is 1 s to 100 years, this is {ttl:?}");
+            return Err(Error::new(ErrorKind::InvalidTtl, text));
+        }
+        Ok(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0))
+    }
 }

@@ -20,6 +20,37 @@
 //!   reads and listings leave it out. A previous node and an event show it as the server does.
 //! * **Dropping** a request, or its future before it is polled, sends nothing. A write that is
 //!   dropped later may have been done, or may still be.
+//!
+//! # Coming from python-etcd
+//!
+//! | python-etcd | here |
+//! |---|---|
+//! | `Client(host, port)` | [`Client::new`]`("http://host:port")`; the port defaults to 2379 (python-etcd: 4001, etcd's before 2.0) |
+//! | `Client(host=((h1, p1), (h2, p2)), protocol='https')` | `Client::new("https://h1:p1,https://h2:p2")` |
+//! | `srv_domain` | [`Builder::discover`](super::Builder::discover) (feature `srv`); a failing lookup is an error, never `localhost` |
+//! | `version_prefix`, `read_timeout`, `allow_redirect`, `expected_cluster_id`, `per_host_pool_size` | [`version_prefix`](super::Builder::version_prefix), [`timeout`](super::Builder::timeout), [`allow_redirect`](super::Builder::allow_redirect), [`expected_cluster_id`](super::Builder::expected_cluster_id), [`max_idle_connections`](super::Builder::max_idle_connections) |
+//! | `allow_reconnect=False` | [`allow_reconnect`](super::Builder::allow_reconnect), on by default |
+//! | `use_proxies=False` | [`use_proxies`](super::Builder::use_proxies), on by default: only the given hosts are asked |
+//! | `cert`, `ca_cert` | [`Builder::tls`](super::Builder::tls); without a CA the system's roots are trusted, not everybody |
+//! | `username`, `password` | [`Builder::user`](super::Builder::user), or in the URL |
+//! | `base_uri`, `host`, `port`, `protocol`, `key_endpoint`, … | the methods of the same names; [`timeout`](Client::timeout) for `read_timeout` |
+//! | `machines`, `members`, `leader`, `stats`, `leader_stats`, `store_stats` | the methods of the same names |
+//! | `version`, `cluster_version` | [`versions`](Client::versions) |
+//! | `read(key, recursive, sorted, quorum, wait, waitIndex, timeout)`, `get` | [`read`](Client::read)`(key).recursive().sorted()…` |
+//! | `key in client` | [`contains`](Client::contains) |
+//! | `write(key, value, ttl, dir, append, prevValue, prevIndex, prevExist, refresh)` | [`write`](Client::write)`(key).value(value).ttl(ttl)…` |
+//! | `set`, `test_and_set`, `update`, `refresh` | the methods of the same names; a time-to-live is kept unless [`permanent`](Write::permanent) is asked for |
+//! | `write(key, dir=True)`, `write(dir, value, append=True)` | [`make_dir`](Client::make_dir), [`append`](Client::append) |
+//! | `delete(key, recursive, dir, prevValue, prevIndex)`, `pop` | [`delete`](Client::delete)`(key).recursive()…`, [`pop`](Client::pop) |
+//! | `watch(key, index, timeout, recursive)` | [`watch`](Client::watch)`(key).index(index)…` |
+//! | `eternal_watch(key, index, recursive)` | [`eternal_watch`](Client::eternal_watch), which survives reconnects and lost history |
+//! | `result.children`, `leaves`, `get_subtree()`, `newKey`, `etcd_index`, `_prev_node` | [`Node::leaves`] (an empty directory is none), [`Node::subtree`], [`Response::created`], [`Response::etcd_index`], [`Response::prev_node`] |
+//! | `get_lock(name, ttl)`: `acquire`, `is_locked`, `renew`, `release`, `with lock` | [`get_lock`](Client::get_lock) with the same methods and [`scoped`](crate::recipes::by_hand::HandLock::scoped); the lock renews itself |
+//! | `election` | gone from python-etcd 0.4 and etcd 2.0; a recipe of its own here, to come |
+//! | `api_execute`, `api_execute_json` | [`api_execute`](Client::api_execute), [`api_execute_json`](Client::api_execute_json) |
+//! | `EtcdUser`, `EtcdRole`, `Auth` | [`auth`](Client::auth) |
+//! | `EtcdKeyNotFound`, `EtcdCompareFailed`, … | [`ErrorKind`](crate::ErrorKind), and each of etcd's numbers as [`Code`](super::Code) |
+//! | `lock_prefix` | none: `/_locks`, as python-etcd's default |
 
 mod auth;
 mod cluster;
@@ -59,6 +90,7 @@ use super::driver::Driver;
 use super::{Builder, Etcd2};
 use crate::error::Result;
 use crate::runtime::Instant;
+use crate::runtime::Runtime;
 
 /// A client of the etcd v2 API. Cloning is cheap and shares connections.
 #[derive(Clone)]
@@ -96,6 +128,10 @@ impl Client {
     /// The [`Store`](crate::Store) on the same connections, for recipes.
     pub fn store(&self) -> Etcd2 {
         Etcd2(self.driver.clone())
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.driver.runtime
     }
 
     /// The server that is asked first now: `http://host:port`.

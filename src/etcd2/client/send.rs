@@ -96,7 +96,8 @@ impl Write {
         };
         let ttl = match self.lifetime {
             Lifetime::Keep => left,
-            Lifetime::Ttl(ttl) => Some(ttl.whole_secs()),
+            // Checked before anything is sent.
+            Lifetime::Ttl(ttl) => Lifetime::seconds(ttl).ok(),
             Lifetime::Permanent => None,
         };
         match ttl {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Client, IntoKey, Lifetime, Node, Response};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key, Ttl};
+use crate::key::{Index, Key};
 
 impl Client {
     /// A write with all options: of a file, unless [`dir`](Write::dir) or
@@ -20,8 +20,8 @@ impl Client {
     /// `NotADirectory`: there is something of the other kind at the key, or above it.
     /// `RootReadOnly`. `Ambiguous`: no answer came, and it may have been done or may still be.
     /// `Unavailable`: nothing was written, for instance because others kept changing the key.
-    /// `InvalidKey`, `InvalidValue` (the request has more than 10 MiB) and `InvalidOptions` (see
-    /// the methods) before anything is sent.
+    /// `InvalidKey`, `InvalidTtl`, `InvalidValue` (the request has more than 10 MiB) and
+    /// `InvalidOptions` (see the methods) before anything is sent.
     ///
     /// # Cancel safety
     /// A write that is dropped half-way may have been done, or may still be.
@@ -117,7 +117,7 @@ impl Client {
     /// Its index of modification moves, though: a condition on an index read before fails.
     ///
     /// Errors (`NotFound`) and cancel safety as [`write`](Self::write).
-    pub fn refresh(&self, key: impl IntoKey, ttl: Ttl) -> Write {
+    pub fn refresh(&self, key: impl IntoKey, ttl: impl Into<Duration>) -> Write {
         self.writing("refresh", key).refresh().ttl(ttl)
     }
 
@@ -171,9 +171,10 @@ impl Write {
         self
     }
 
-    /// It lives this long from now on.
-    pub fn ttl(self, ttl: Ttl) -> Self {
-        self.lifetime(Lifetime::Ttl(ttl))
+    /// It lives this long from now on: 1 s to a hundred years, in whole seconds rounded up. Another
+    /// value is reported as `InvalidTtl` when it is awaited.
+    pub fn ttl(self, ttl: impl Into<Duration>) -> Self {
+        self.lifetime(Lifetime::Ttl(ttl.into()))
     }
 
     /// It lives for ever, even if what is there now does not.
@@ -241,6 +242,9 @@ impl Write {
 
     /// Refuses what etcd would ignore or take for something else.
     fn check(&self) -> Result<()> {
+        if let Lifetime::Ttl(ttl) = self.lifetime {
+            Lifetime::seconds(ttl)?;
+        }
         let compares = self.prev_value.is_some() || self.prev_index.is_some();
         let conditional = compares || self.prev_exist.is_some();
         let keeps = self.lifetime == Lifetime::Keep;
