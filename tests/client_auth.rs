@@ -239,3 +239,24 @@ async fn a_role_that_may_only_read_may_not_write() {
     let error = put(&eve, "/config/k").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
 }
+
+/// etcd grants `/app/?recursive` and refuses `/app?recursive`, which says the same.
+#[tokio::test]
+async fn what_is_below_a_directory_is_enough_to_list_watch_and_delete_all_of_it() {
+    let (etcd, root) = closed().await;
+    let refused = etcd.json_as("YXBwOnBhc3M=", "GET", "/v2/keys/app?recursive=true", "");
+    assert_eq!(refused.unwrap().0, 401, "the trap is gone");
+    let app = as_user(&etcd, "app", "pass");
+    let start = app.set("/app/d/k", "x").permanent().await.unwrap();
+    let listing = app.read("/app").recursive().sorted().await.unwrap().node;
+    let leaves: Vec<_> = listing.leaves().map(|it| &*it.key).collect();
+    assert_eq!(leaves, ["/app/d/k"]);
+    let watch = app.watch("/app").recursive().index(start.etcd_index);
+    assert_eq!(watch.await.unwrap().node, start.node);
+    root.set("/apple", "x").permanent().await.unwrap();
+    let error = app.read("/apple").recursive().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    app.delete("/app/d").recursive().await.unwrap();
+    app.delete("/app").recursive().await.unwrap();
+    assert!(!root.contains("/app").await.unwrap());
+}

@@ -65,6 +65,10 @@ impl Params {
         self.0
     }
 
+    fn is_recursive(&self) -> bool {
+        self.0.split('&').any(|it| it == "recursive=true")
+    }
+
     /// These and those.
     pub(super) fn and(mut self, more: &Self) -> Self {
         if !self.0.is_empty() && !more.0.is_empty() {
@@ -90,6 +94,11 @@ impl Params {
 /// A GET or DELETE.
 pub(super) fn query(prefix: &str, method: Method, key: &Key, params: &Params) -> Result<Call> {
     let mut target = path(prefix, key);
+    // A role with `/app/*` may read all of `/app/` and nothing of `/app`, which is the same to all
+    // but access control.
+    if params.is_recursive() && !target.ends_with('/') {
+        target.push('/');
+    }
     if !params.0.is_empty() {
         target.push('?');
         target.push_str(&params.0);
