@@ -12,7 +12,7 @@ mod proxy;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::etcd::Etcd;
 use common::fake::{Fake, Say};
@@ -20,12 +20,17 @@ use common::words::until_watched;
 use peers::Peers;
 use proxy::{Match, Proxy};
 use tenure::etcd2;
+use tenure::runtime::{Clock, Instant};
 use tenure::{Client, ErrorKind, Ttl};
 
 const TTL: Duration = Duration::from_secs(3);
 /// Only a hang takes so long.
 const LONG: Duration = Duration::from_secs(30);
 const PYTHON: &str = "0123456789abcdef0123456789abcdef";
+
+fn now() -> Instant {
+    Clock::boot().now()
+}
 
 fn locks(url: &str) -> Client {
     let store = etcd2::Etcd2::new(url).unwrap();
@@ -74,13 +79,13 @@ async fn a_wait_ends_by_its_timeout_however_often_it_is_woken_and_leaves_nothing
     let client = locks(&etcd.url());
     let mut by_hand = client.get_lock("a", TTL);
     let limit = Duration::from_millis(1_500);
-    let begun = Instant::now();
+    let begun = now();
     let waits = async {
         let guarded = client.lock("a");
         let guarded = guarded.acquire().timeout(limit).into_future();
         let by_hand = by_hand.acquire().timeout(limit).into_future();
         let (one, two) = tokio::join!(guarded, by_hand);
-        (one.unwrap_err(), two.unwrap_err(), begun.elapsed())
+        (one.unwrap_err(), two.unwrap_err(), now().since(begun))
     };
     // Each renewal by python is an event at the predecessor, and makes its created index new.
     let wakes = async {
@@ -129,8 +134,8 @@ async fn a_waiter_that_lost_history_neither_spins_nor_misses_its_turn() {
     let before = proxy.count(&Match::any());
     proxy.heal().await;
     until_watched(&etcd, 1).await;
-    let watched = Instant::now();
-    while watched.elapsed() < TTL {
+    let watched = now();
+    while now().since(watched) < TTL {
         tokio::time::sleep(TTL / 10).await;
         assert!(!waiter.is_finished(), "over python's head");
     }
@@ -141,7 +146,6 @@ async fn a_waiter_that_lost_history_neither_spins_nor_misses_its_turn() {
     // Renewals, a look each TTL/2, and the resync: python-etcd sends a thousand a second.
     let sent = proxy.count(&Match::any()) - before;
     assert!(sent < 40, "{sent} requests in {TTL:?}");
-    eprintln!("SENT {sent}");
     keys.delete(&ticket).await.unwrap();
     let guard = tokio::time::timeout(LONG, waiter).await.expect("its turn");
     guard.unwrap().unwrap().release().await.unwrap();
@@ -163,9 +167,9 @@ async fn every_ticket_ends_by_itself_and_is_renewed_while_it_waits_and_while_it_
     let looks = async {
         until_in_line(&keys, "/_locks/a", 2).await;
         let first = line(&keys, "/_locks/a").await;
-        let begun = Instant::now();
+        let begun = now();
         // Longer than the time-to-live of both.
-        while begun.elapsed() < TTL * 2 {
+        while now().since(begun) < TTL * 2 {
             let tickets = line(&keys, "/_locks/a").await;
             assert_eq!(tickets.len(), 2);
             for (now, then) in tickets.iter().zip(&first) {
