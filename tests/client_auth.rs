@@ -260,3 +260,20 @@ async fn what_is_below_a_directory_is_enough_to_list_watch_and_delete_all_of_it(
     app.delete("/app").recursive().await.unwrap();
     assert!(!root.contains("/app").await.unwrap());
 }
+
+#[tokio::test]
+async fn a_user_with_a_role_that_is_not_there_is_told_as_that() {
+    let etcd = Etcd::start();
+    let auth = Client::new(etcd.url()).unwrap().auth();
+    auth.create_user("joe", "pw", ["later"]).await.unwrap();
+    let error = auth.user("joe").await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::NotFound, None));
+    assert!(error.to_string().contains("later"), "{error}");
+    let error = auth.user("jane").await.unwrap_err();
+    assert!(error.to_string().contains("jane"), "{error}");
+    auth.create_role("later", &Permissions::new())
+        .await
+        .unwrap();
+    let roles_of_joe = auth.user("joe").await.unwrap().roles;
+    assert_eq!(roles_of_joe, roles(&["later"]));
+}

@@ -361,3 +361,27 @@ async fn keys_expire_one_by_one_and_a_directory_at_once() {
     let expected = [("/w/sooner", false), ("/w/later", false), ("/w/dir", true)];
     assert_eq!(told, expected.map(|(key, dir)| (key.to_owned(), dir)));
 }
+
+#[tokio::test]
+async fn a_directory_keeps_its_index_and_outlives_what_was_in_it() {
+    let etcd = Etcd::start();
+    let client = client(&etcd);
+    let made = client.make_dir("/d").await.unwrap().node;
+    client.set("/d/x", "1").permanent().await.unwrap();
+    let refreshed = client.refresh("/d", secs(500)).await.unwrap().node;
+    // The reply says otherwise, so it is of no use as a condition: etcd takes none on a directory.
+    assert!(refreshed.modified_index > made.modified_index);
+    let read = client.read("/d").await.unwrap().node;
+    assert_eq!(read.modified_index, made.modified_index);
+    assert_eq!(read.created_index, made.created_index);
+    // What is made on the way has no end, no event and no index of its own.
+    let leaf = client.set("/p/q/k", "1").ttl(secs(1)).await.unwrap().node;
+    let gone = client.watch("/p").recursive();
+    let gone = gone.index(leaf.modified_index.next()).timeout(LONG);
+    assert_eq!(gone.await.unwrap().node.key, "/p/q/k");
+    let first = client.watch("/p").recursive().index(made.modified_index);
+    assert_eq!(first.await.unwrap().node, leaf);
+    let left = client.read("/p/q").await.unwrap().node;
+    assert_eq!((left.ttl, left.created_index), (None, leaf.created_index));
+    assert_eq!(left.leaves().count(), 0);
+}

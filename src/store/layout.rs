@@ -5,7 +5,9 @@
 //! | [`Numbered`](Layout::Numbered): embedded, etcd v2 | `dir/<20 digits>` | the tag, then a space and the body if there is one | the 20 digits |
 //!
 //! `Numbered` is python-etcd's line: order by the name, never by an index, because python's
-//! renewal is a plain `set` that makes the created index new.
+//! renewal is a plain `set` that makes the created index new. Other numbers are strangers: a server
+//! before etcd 2.2 did not pad them, none since names an append so, and who counted them would wait
+//! for ever on what such a server left behind.
 
 use bytes::Bytes;
 
