@@ -22,7 +22,10 @@ fn client(etcd: &Etcd) -> Client {
     Client::new(etcd.url()).unwrap()
 }
 
-async fn raw(client: &Client, method: Method, path: &str, params: &[(&str, &str)]) -> Error {
+/// Parameters of a raw call.
+type Given<'a> = &'a [(&'a str, &'a str)];
+
+async fn raw(client: &Client, method: Method, path: &str, params: Given<'_>) -> Error {
     let call = client.api_execute(method, path, params.iter().copied());
     match call.await {
         Err(error) => error,
@@ -37,7 +40,7 @@ async fn each_refusal_of_a_real_server_becomes_the_error_that_its_code_says() {
     let client = client(&etcd);
     client.set("/d/f", "1").await.unwrap();
     let many = "x".repeat(11 << 20);
-    let cases: &[(Method, &str, &[(&str, &str)], Code, ErrorKind)] = &[
+    let cases: &[(Method, &str, Given, Code, ErrorKind)] = &[
         (Get, "/none", &[], Code::KeyNotFound, ErrorKind::NotFound),
         (
             Put,

@@ -209,7 +209,7 @@ async fn the_order_is_that_of_the_numbers_and_strangers_are_nobody() {
         keys.set(&key, PYTHON).permanent().await.unwrap();
     }
     for dir in ["empty", "00000000000000000001", "full/00000000000000000002"] {
-        keys.make_dir(&format!("/_locks/a/{dir}")).await.unwrap();
+        keys.make_dir(format!("/_locks/a/{dir}")).await.unwrap();
     }
     let mut by_hand = client.get_lock("a", TTL);
     for _ in 0..2 {
