@@ -40,7 +40,7 @@ async fn each_refusal_of_a_real_server_becomes_the_error_that_its_code_says() {
     let client = client(&etcd);
     client.set("/d/f", "1").await.unwrap();
     let many = "x".repeat(11 << 20);
-    let cases: &[(Method, &str, Given, Code, ErrorKind)] = &[
+    let cases: &[(Method, &str, Given<'_>, Code, ErrorKind)] = &[
         (Get, "/none", &[], Code::KeyNotFound, ErrorKind::NotFound),
         (
             Put,
