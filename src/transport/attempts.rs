@@ -56,7 +56,9 @@ impl Attempts {
             && self.last.values().all(|it| it.not_http || it.untrusted)
     }
 
-    pub(super) fn give_up(self, whole: Duration) -> Result<Answer> {
+    /// What there is to say after so long.
+    pub(super) fn give_up(self, waited: Duration) -> Result<Answer> {
+        let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         if let Some(answer) = self.last_answer {
             return Ok(answer);
         }
@@ -69,12 +71,12 @@ impl Attempts {
         let (kind, text) = if !self.any_sent && self.last.values().all(|it| it.untrusted) {
             (ErrorKind::Untrusted, reasons)
         } else if !self.any_sent {
-            let text = format!("no server could be reached within {whole:?} ({reasons})");
+            let text = format!("no server could be reached within {waited:?} ({reasons})");
             (ErrorKind::Unreachable, text)
         } else if self.last.values().any(|it| it.not_http) {
             (ErrorKind::Protocol, reasons)
         } else {
-            let text = format!("no answer within {whole:?} ({reasons})");
+            let text = format!("no answer within {waited:?} ({reasons})");
             (ErrorKind::Timeout, text)
         };
         let error = Error::new(kind, text);

@@ -26,6 +26,8 @@ const WINDOW: Duration = Duration::from_secs(600);
 const EPOCH: Duration = Duration::from_secs(300);
 /// How many bounds are kept for one server. Only one whose clock jumps about has so many.
 const KEPT: usize = 16;
+/// How many servers are kept.
+const SERVERS: usize = 256;
 
 /// What is known of the servers' clocks.
 #[derive(Debug, Default)]
@@ -73,6 +75,16 @@ impl Clocks {
             last: received,
         };
         let mut clocks = self.lock();
+        if clocks.len() >= SERVERS && !clocks.contains_key(server) {
+            // Redirects may lead anywhere, and a client without leases never looks at this.
+            clocks.retain(|_, known| {
+                known.forget(received);
+                !known.bounds.is_empty()
+            });
+            if clocks.len() >= SERVERS {
+                return;
+            }
+        }
         let known = clocks.entry(server.clone()).or_default();
         known.asked = known.asked.max(Some(received));
         known.forget(received);
