@@ -370,8 +370,7 @@ impl Transport {
     fn note_date(&self, opened: &Opened) {
         // With an age it comes from a cache on the way; a failure may be told by a proxy, whose
         // clock stamps nothing.
-        let fresh =
-            opened.headers.get(header::AGE).is_none() && !opened.status.is_server_error();
+        let fresh = opened.headers.get(header::AGE).is_none() && !opened.status.is_server_error();
         let date = opened.headers.get(header::DATE).filter(|_| fresh);
         if let Some(date) = date.and_then(|it| http_date(it.to_str().ok()?)) {
             let second = Duration::from_secs(1);
