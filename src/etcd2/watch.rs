@@ -243,7 +243,9 @@ impl Machine {
             Ok((index, body)) => {
                 self.settled();
                 if self.last.is_some_and(|last| index <= last) {
-                    return (None, State::Connecting);
+                    // With a pause, lest a server that goes on so be asked without end.
+                    let text = "an event that was told before came again";
+                    return self.stumble(Error::new(ErrorKind::Unavailable, text)).await;
                 }
                 self.last = Some(index);
                 self.next = Some(index.next());
