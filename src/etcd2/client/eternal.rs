@@ -144,6 +144,7 @@ pub struct Snapshot {
 
 /// The stream of changes. It ends only after an error, one that waiting does not mend: the user is
 /// refused, another cluster answers, this is no etcd. Dropping it closes its connection.
+#[must_use = "nothing is sent until the changes are read"]
 pub struct Changes(BoxStream<'static, Result<Change>>);
 
 impl Changes {
