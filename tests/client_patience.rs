@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::fake::{Fake, Say, answer, node, refusal};
+use common::fake::{Fake, Say, answer, node, plain, refusal};
 use tenure::ErrorKind;
 use tenure::etcd2::Client;
 use tenure::etcd2::client::Lifetime;
@@ -75,4 +75,48 @@ async fn a_refused_watch_explains_itself_as_other_calls_do() {
     assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
     assert_eq!(error.key().map(tenure::Key::as_str), Some("/k"));
     assert_eq!(error.server(), Some(fake.url().as_str()));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_is_told_at_once() {
+    let value = "x".repeat(65 << 20);
+    let told = answer(200, 9, &node("get", "/k", &value, 7));
+    let fake = Fake::new(move |_, _| Say::Raw(told.clone())).await;
+    let client = Client::builder(fake.url())
+        .timeout(Duration::from_secs(60))
+        .build_client()
+        .unwrap();
+    let error = client.read("/k").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+    assert!(error.detail().contains("64 MiB"), "{error}");
+    assert_eq!(fake.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_write_that_others_always_overtake_is_tried_with_pauses_until_its_time_is_up() {
+    let fake = Fake::new(|_, request| {
+        if request.starts_with("PUT") {
+            Say::Raw(answer(412, 9, &refusal(101, 9)))
+        } else {
+            Say::Raw(answer(200, 9, &node("get", "/k", "v", 7)))
+        }
+    })
+    .await;
+    let client = Client::new(fake.url()).unwrap();
+    let write = client.set("/k", "w").timeout(Duration::from_millis(500));
+    let error = write.await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let asked = fake.requests().len();
+    assert!((4..60).contains(&asked), "{asked} requests");
+}
+
+#[tokio::test]
+async fn a_page_that_is_no_list_of_machines_is_told_as_such() {
+    let fake = Fake::new(|_, _| Say::Raw(plain(200, "", "<html>Welcome, friend</html>"))).await;
+    let error = Client::new(fake.url())
+        .unwrap()
+        .machines()
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
 }

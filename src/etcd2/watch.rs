@@ -452,7 +452,7 @@ pub(super) fn broken(failure: Failure) -> Error {
         Failure {
             untrusted: true, ..
         } => ErrorKind::Untrusted,
-        Failure { not_http: true, .. } => ErrorKind::Protocol,
+        Failure { hopeless: true, .. } => ErrorKind::Protocol,
         Failure {
             maybe_sent: false, ..
         } => ErrorKind::Unreachable,

@@ -22,7 +22,7 @@ pub(super) struct Attempts {
 #[derive(Debug)]
 struct Attempt {
     reason: String,
-    not_http: bool,
+    hopeless: bool,
     untrusted: bool,
 }
 
@@ -31,7 +31,7 @@ impl Attempts {
         self.any_sent = true;
         let attempt = Attempt {
             reason: format!("HTTP {}", answer.status.as_u16()),
-            not_http: false,
+            hopeless: false,
             untrusted: false,
         };
         self.last.insert(answer.server.clone(), attempt);
@@ -42,7 +42,7 @@ impl Attempts {
         self.any_sent |= failure.maybe_sent;
         let attempt = Attempt {
             reason: failure.reason,
-            not_http: failure.not_http,
+            hopeless: failure.hopeless,
             untrusted: failure.untrusted,
         };
         self.last.insert(server.clone(), attempt);
@@ -53,7 +53,7 @@ impl Attempts {
     pub(super) fn waiting_is_vain(&self, servers: usize) -> bool {
         self.last_answer.is_none()
             && self.last.len() >= servers
-            && self.last.values().all(|it| it.not_http || it.untrusted)
+            && self.last.values().all(|it| it.hopeless || it.untrusted)
     }
 
     /// What there is to say after so long.
@@ -73,7 +73,7 @@ impl Attempts {
         } else if !self.any_sent {
             let text = format!("no server could be reached within {waited:?} ({reasons})");
             (ErrorKind::Unreachable, text)
-        } else if self.last.values().any(|it| it.not_http) {
+        } else if self.last.values().any(|it| it.hopeless) {
             (ErrorKind::Protocol, reasons)
         } else {
             let text = format!("no answer within {waited:?} ({reasons})");

@@ -395,7 +395,7 @@ impl Transport {
         let opened = opened.and_then(|opened| match opened.astray {
             None => Ok(opened),
             Some(why) => Err(Failure {
-                not_http: true,
+                hopeless: true,
                 ..Failure::new(true, why)
             }),
         });
