@@ -217,3 +217,23 @@ pub(super) fn get(target: String) -> Call {
         payload: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::transport::Endpoints;
+
+    #[test]
+    fn members_that_have_left_are_not_remembered() {
+        let members = Members::default();
+        for number in 0..50 {
+            let (endpoints, _) = Endpoints::parse(&format!("http://a,http://b:{number}")).unwrap();
+            for endpoint in endpoints.all().iter() {
+                members.check(endpoint, &endpoints.all());
+            }
+        }
+        assert_eq!(members.checks.lock().unwrap().len(), 2);
+    }
+}

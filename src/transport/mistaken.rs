@@ -83,3 +83,21 @@ fn into_box(
 ) -> Box<dyn std::error::Error + Send + Sync> {
     error.into()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn however_many_places_redirects_lead_to_only_so_many_are_kept() {
+        let known = Known::default();
+        for port in 1..=3_000 {
+            let endpoint = Endpoint::of(Scheme::HTTP, "a", port).unwrap();
+            known.add(&endpoint);
+            assert!(known.has(&endpoint));
+        }
+        assert!(known.0.read().unwrap().len() <= KEPT);
+    }
+}
