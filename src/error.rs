@@ -295,7 +295,9 @@ impl ErrorKind {
             Self::Unreachable => "nothing was sent: check the address and that the server runs",
             Self::Unauthorized => "check the user, the password and the role's permissions",
             Self::Forbidden => "grant one of the user's roles access to the key",
-            Self::Untrusted => "check the CA, the client certificate and the host name",
+            Self::Untrusted => {
+                "check the scheme and the host name, the CA and the client certificate"
+            }
             Self::HistoryLost => "list again and watch from the list's index",
             Self::ClusterChanged => {
                 "connect anew once you trust that cluster; fencing tokens start anew there"

@@ -296,3 +296,22 @@ async fn in_a_storm_of_renewals_there_is_one_holder_at_a_time() {
     }
     assert!(renewed > 300, "only {renewed} renewals");
 }
+
+#[tokio::test(start_paused = true)]
+async fn however_many_renewals_fail_the_background_renews_between_them() {
+    let world = leased(1);
+    let (client, link) = world.client_on_a_link();
+    let mut lock = client.get_lock("/customer1", TTLS[0]);
+    lock.acquire().await.unwrap();
+    for _ in 0..40 {
+        link.next(Call::Grant, Fault::Hang);
+    }
+    let renewals = (0..40).map(|_| lock.renew(TTLS[1]));
+    let all = futures_util::future::join_all(renewals);
+    let outcomes = within(LONG * 20, all).await;
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+    assert!(lock.is_locked().await.unwrap());
+    assert_eq!(link.calls(Call::Grant), 41);
+}

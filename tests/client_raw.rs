@@ -83,6 +83,7 @@ async fn a_raw_call_with_json_reaches_the_apis_that_take_it() {
         .await
         .unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AlreadyExists, "{again}");
+    assert!(again.detail().contains("PUT /v2/auth/roles/r"), "{again}");
 }
 
 #[tokio::test]
@@ -93,6 +94,10 @@ async fn a_path_that_would_mean_something_else_is_refused_before_the_wire() {
         let error = client.api_execute(Method::Get, path, []).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOptions, "{path:?}: {error}");
     }
+    let long = format!("/v2/keys/{}", "x".repeat(4_000));
+    let error = client.api_execute(Method::Get, long, []).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOptions, "{error}");
+    assert!(error.detail().contains("4,096"), "{error}");
     let body = Some(json!({}));
     let error = client
         .api_execute_json(Method::Get, "/a", body)

@@ -34,6 +34,7 @@ fn bare(etcd: &Etcd, key: &str) -> String {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods)] // etcd tells an end by the wall clock
 async fn a_time_to_live_that_etcd_wraps_cannot_be_said() {
     let etcd = Etcd::start();
     let wrapped = put(&etcd, "/k", "value=x&ttl=9999999999");

@@ -386,3 +386,28 @@ async fn a_dropped_watch_ends_at_the_server_too() {
     reading.abort();
     until_watched(&etcd, 0).await;
 }
+
+#[tokio::test]
+async fn a_server_without_any_history_is_read_anew_with_pauses() {
+    let fake = Fake::new(|_, request| {
+        if request.contains("wait=true") {
+            Say::Raw(answer(400, 9, &refusal(401, 9)))
+        } else {
+            Say::Raw(answer(200, 9, &node("get", "/k", "v", 7)))
+        }
+    })
+    .await;
+    let client = Client::new(fake.url()).unwrap();
+    let from = Index::new(3).unwrap();
+    let mut changes = client.eternal_watch("/k").index(from).changes();
+    let all = async {
+        loop {
+            let change = next(&mut changes).await.unwrap();
+            assert!(matches!(change, Change::Resync(_)), "{change:?}");
+        }
+    };
+    let end: Result<(), _> = tokio::time::timeout(Duration::from_millis(500), all).await;
+    assert!(end.is_err());
+    let asked = fake.requests().len();
+    assert!((4..60).contains(&asked), "{asked} requests");
+}

@@ -308,6 +308,97 @@ async fn a_watch_leaves_a_member_without_a_leader_and_resumes_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_refused_by_a_failing_server_is_opened_at_the_next() {
+    let failing = Fake::new(|_, _| Say::Raw(answer(500, 0, &refusal(300, 0)))).await;
+    let well = Says::default().serve().await;
+    let store = Etcd2::builder(format!("{},{}", failing.url(), well.url()))
+        .watch_patience(SOON * 2)
+        .build()
+        .unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    opened(&mut updates).await;
+    assert_eq!(failing.requests().len(), 1);
+}
+
+/// A server with a leader, which has an event at 150 for who asks from 100 on.
+async fn with_an_event() -> Fake {
+    let event = chunks(&node("set", "/k", "v", 150));
+    Fake::new(move |_, request| {
+        if request.contains("/members/leader") {
+            Say::Raw(plain(200, "", "{}"))
+        } else if request.contains("waitIndex=100 ") {
+            Say::Raw(poll_head(200) + &event)
+        } else {
+            Say::Later(poll_head(200), usize::MAX, String::new())
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn of_a_server_that_fell_silent_nothing_is_taken_to_have_been_heard() {
+    // It found the event at 150 too, and the connection broke behind the head.
+    let silent = Fake::new(|_, request| {
+        if request.contains("wait=true") {
+            Say::Later(poll_head(200), usize::MAX, String::new())
+        } else {
+            Say::Nothing
+        }
+    })
+    .await;
+    let well = with_an_event().await;
+    let store = Etcd2::builder(format!("{},{}", silent.url(), well.url()))
+        .watchdog_period(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    let from = tenure::Index::new(100).unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")).from(from));
+    opened(&mut updates).await;
+    let next = tokio::time::timeout(SOON, updates.next()).await.unwrap();
+    let next = next.unwrap().unwrap();
+    assert!(
+        matches!(&next, Update::Event(it) if it.index.get() == 150),
+        "{next:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_that_nobody_reads_keeps_no_other_on_a_member_that_is_cut_off() {
+    let asked = AtomicU64::new(0);
+    let cut_off = Fake::new(move |_, request| {
+        if request.contains("wait=true") {
+            Say::Later(poll_head(99), usize::MAX, String::new())
+        } else if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            Say::Nothing
+        } else {
+            Say::Raw(plain(503, "", "{}"))
+        }
+    })
+    .await;
+    let well = with_an_event().await;
+    let store = Etcd2::builder(format!("{},{}", cut_off.url(), well.url()))
+        .watchdog_period(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    let from = tenure::Index::new(100).unwrap();
+    let watch = || store.watch(Watch::node(key("/k")).from(from));
+    let (mut left, mut read) = (watch(), watch());
+    opened(&mut left).await;
+    opened(&mut read).await;
+    tokio::select! {
+        biased;
+        () = until("the question", || count(&cut_off, "/members/leader") > 0) => {}
+        told = left.next() => panic!("{told:?}"),
+    }
+    let next = tokio::time::timeout(SOON, read.next()).await.unwrap();
+    let next = next.unwrap().unwrap();
+    assert!(
+        matches!(&next, Update::Event(it) if it.index.get() == 150),
+        "{next:?}"
+    );
+}
+
+#[tokio::test]
 async fn all_watches_on_a_server_share_one_question_a_period() {
     let says = Says::default();
     says.leader(404);

@@ -147,6 +147,20 @@ async fn a_date_out_of_a_cache_proves_nothing() {
 }
 
 #[tokio::test]
+async fn the_date_of_a_proxys_error_page_proves_nothing() {
+    let proxy = Fake::new(|_, _| {
+        let headers = "Date: Sun, 22 Nov 2026 09:00:00 GMT\r\n";
+        Say::Raw(plain(502, headers, "bad gateway"))
+    })
+    .await;
+    let one = member(Some("00:00"), "00:00").await;
+    let store = both(&one, &proxy).build().unwrap();
+    granted(&store, 10).await.unwrap();
+    assert_eq!((asked(&one), asked(&proxy)), (1, 1));
+    assert_eq!(store.client().clock_spread(), Duration::ZERO);
+}
+
+#[tokio::test]
 async fn what_was_configured_is_the_least_that_is_left() {
     let (one, two) = (
         member(Some("00:00"), "00:00").await,

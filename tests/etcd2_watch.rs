@@ -6,6 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::fake::{Fake, Say, chunks, node, poll_head};
 use common::words::{key, write};
 use futures_util::StreamExt;
 use tenure::etcd2::{Builder, Etcd2};
@@ -273,4 +274,19 @@ async fn a_dropped_watch_ends_at_the_server_too() {
     tokio::time::timeout(Duration::from_secs(10), gone)
         .await
         .expect("the server lets go");
+}
+
+#[tokio::test]
+async fn a_server_that_repeats_an_event_for_ever_is_asked_with_pauses() {
+    let again = poll_head(12) + &chunks(&node("set", "/k", "v", 12));
+    let fake = Fake::new(move |_, _| Say::Raw(again.clone())).await;
+    let store = Etcd2::new(fake.url()).unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    opened(&mut updates).await;
+    assert_eq!(event(&mut updates).await.index.get(), 12);
+    let more = tokio::time::timeout(Duration::from_millis(500), updates.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    // Each pause is 10 ms at least.
+    let asked = fake.requests().len();
+    assert!((3..60).contains(&asked), "{asked} requests");
 }

@@ -37,6 +37,11 @@ fn types_are_send_and_sync() {
         shared::<keys::EternalWatch>();
         shared::<keys::Response>();
         shared::<keys::Change>();
+        shared::<keys::Raw>();
+        shared::<keys::RawAnswer>();
+        shared::<keys::Auth>();
+        shared::<tenure::etcd2::Builder>();
+        shared::<tenure::transport::Tls>();
     }
 }
 
@@ -50,6 +55,18 @@ async fn futures_of_the_keys_client_are_send() {
     sent(&client.watch("/k").into_future());
     sent(&client.pop("/k"));
     sent(&client.contains("/k"));
+    sent(
+        &client
+            .append("/k", "")
+            .timeout(Duration::ZERO)
+            .into_future(),
+    );
+    let raw = client.api_execute(tenure::etcd2::client::Method::Get, "/version", []);
+    sent(&raw.into_future());
+    sent(&client.members());
+    sent(&client.leader_stats());
+    sent(&client.health());
+    sent(&client.auth().user("me"));
     let mut changes = client.eternal_watch("/k").changes();
     sent(&changes);
     sent(&changes.next());

@@ -112,15 +112,18 @@ impl Builder {
     /// Whether only the given endpoints are asked, as behind proxies or a load balancer.
     /// Default: yes. With no, the client addresses that the members advertise are learned with
     /// the first request, and again each minute and after a failover; they come after the given
-    /// ones. Only addresses of the same scheme are taken. Costs one operation in a minute one
+    /// ones. Only addresses of the same scheme are taken, and `localhost` only by who was given
+    /// it; they are sent the credentials too. Costs one operation in a minute one
     /// request more, and at most half a second; an answer that cannot be read changes nothing.
     pub fn use_proxies(mut self, only_given: bool) -> Self {
         self.use_proxies = only_given;
         self
     }
 
-    /// How long an operation may take, all attempts on all endpoints together. Default: 5 s. One
-    /// attempt gets at most a third of it.
+    /// How long an operation may take, all attempts on all endpoints together. Default: 5 s. A
+    /// write waits a third of it for its answer. Another attempt gets four times what 99 of 100
+    /// answers take, at least 1 s and at most a third of this, and twice as long in each further
+    /// round: who reads what takes long to send (a large tree) needs three times as much here.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -136,6 +139,8 @@ impl Builder {
     /// proven difference is used instead, which is traced as a warning, once; and a lease whose
     /// time-to-live is not more than twice that is refused. With more than one endpoint, a grant
     /// asks those for `/version` that have not been heard of for a minute, for at most 500 ms.
+    /// A proxy that writes a `Date` of its own is taken for the member behind it: keep its clock
+    /// right too.
     pub fn max_skew(mut self, skew: Duration) -> Self {
         self.max_skew = skew;
         self

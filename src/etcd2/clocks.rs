@@ -93,7 +93,7 @@ impl Driver {
             Some(spread) if spread.by > self.max_skew && spread.by >= ttl.get() / 2 => {
                 let Spread { by, ahead, behind } = spread;
                 let behind = if ahead == behind {
-                    "itself a few minutes ago: it was set".to_owned()
+                    "itself (it was set minutes ago, or several members answer there)".to_owned()
                 } else {
                     behind.to_string()
                 };

@@ -41,9 +41,20 @@ struct Discovery {
     moves: u64,
 }
 
-/// When an endpoint was last asked for its leader, and whether it had one. Locked while it is
-/// being asked.
-type Check = tokio::sync::Mutex<Option<(Instant, bool)>>;
+/// When an endpoint was last asked for its leader, and what came of it. Locked while it is being
+/// asked.
+type Check = tokio::sync::Mutex<Option<(Instant, Health)>>;
+
+/// How an endpoint's server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    /// It has a leader, or cannot be asked.
+    Led,
+    /// It answers that it has none, or is of another cluster.
+    Leaderless,
+    /// It does not answer.
+    Silent,
+}
 
 impl Members {
     /// Whether it is the caller who asks for the list now.
@@ -75,8 +86,12 @@ impl Members {
         it.came = true;
     }
 
-    fn check(&self, endpoint: &Endpoint) -> Arc<Check> {
+    fn check(&self, endpoint: &Endpoint, all: &[Arc<Endpoint>]) -> Arc<Check> {
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if !checks.contains_key(&endpoint.origin) {
+            // Members come and go.
+            checks.retain(|origin, _| all.iter().any(|it| it.origin == *origin));
+        }
         checks.entry(endpoint.origin.clone()).or_default().clone()
     }
 }
@@ -121,47 +136,64 @@ impl Driver {
     /// This endpoint, or another one if its server is cut off from the others; then this one
     /// counts as failed. With nobody better it stays.
     pub(super) async fn connected(&self, endpoint: &Arc<Endpoint>) -> Arc<Endpoint> {
-        if self.has_leader(endpoint).await {
+        if self.health(endpoint).await == Health::Led {
             return endpoint.clone();
         }
         let (clock, endpoints) = (&self.runtime.clock, self.transport.endpoints());
         endpoints.failed(endpoint, clock.now());
         for other in endpoints.order(clock.now()) {
-            if other != *endpoint && self.has_leader(&other).await {
+            if other != *endpoint && self.health(&other).await == Health::Led {
                 return other;
             }
         }
         endpoint.clone()
     }
 
-    /// Returns once this endpoint's server is cut off from the others, or does not answer.
+    /// Returns once this endpoint's server is cut off from the others, or does not answer: whether
+    /// it answers.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
-    pub(super) async fn cut_off(&self, endpoint: &Arc<Endpoint>) {
+    pub(super) async fn cut_off(&self, endpoint: &Arc<Endpoint>) -> bool {
         loop {
             self.runtime.clock.sleep(self.watchdog_period).await;
-            if !self.has_leader(endpoint).await {
-                return;
+            match self.health(endpoint).await {
+                Health::Led => {}
+                Health::Leaderless => return true,
+                Health::Silent => return false,
             }
         }
     }
 
-    /// Whether this endpoint's server had a leader within the last period. A server that does not
-    /// know the question counts as healthy, and so does the only one there is.
-    async fn has_leader(&self, endpoint: &Arc<Endpoint>) -> bool {
-        if self.transport.endpoints().len() < 2 {
-            return true;
+    /// How this endpoint's server was within the last period. One that does not know the question
+    /// counts as led, and so does the only one there is.
+    async fn health(&self, endpoint: &Arc<Endpoint>) -> Health {
+        let all = self.transport.endpoints().all();
+        if all.len() < 2 {
+            return Health::Led;
         }
-        let check = self.members.check(endpoint);
-        // Whoever else asks meanwhile waits for the same answer.
-        let mut last = check.lock().await;
+        let check = self.members.check(endpoint, &all);
+        // Whoever else asks meanwhile waits for the same answer; but not for a watch that is not
+        // read any more and stands still half-way.
+        let mut last = tokio::select! {
+            biased;
+            last = check.lock() => last,
+            () = self.runtime.clock.sleep(self.watchdog_period) => {
+                return self.ask_for_leader(endpoint).await;
+            }
+        };
         let now = self.runtime.clock.now();
-        if let Some((at, healthy)) = *last
+        if let Some((at, health)) = *last
             && now.since(at) < self.watchdog_period
         {
-            return healthy;
+            return health;
         }
+        let health = self.ask_for_leader(endpoint).await;
+        *last = Some((now, health));
+        health
+    }
+
+    async fn ask_for_leader(&self, endpoint: &Arc<Endpoint>) -> Health {
         let call = get(format!("{}/members/leader", self.options.version_prefix));
         let until = self.transport.attempt_deadline();
         // Without credentials, which etcd would check for 60 ms and not need.
@@ -169,11 +201,12 @@ impl Driver {
             .transport
             .once(&call, endpoint, As::Nobody, until)
             .await;
-        let healthy = answer.is_ok_and(|answer| {
-            !answer.status.is_server_error() && self.check_cluster(&answer.headers).is_ok()
-        });
-        *last = Some((now, healthy));
-        healthy
+        match answer {
+            Err(_) => Health::Silent,
+            Ok(answer) if answer.status.is_server_error() => Health::Leaderless,
+            Ok(answer) if self.check_cluster(&answer.headers).is_err() => Health::Leaderless,
+            Ok(_) => Health::Led,
+        }
     }
 }
 
@@ -182,5 +215,25 @@ pub(super) fn get(target: String) -> Call {
         method: Method::GET,
         target,
         payload: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::transport::Endpoints;
+
+    #[test]
+    fn members_that_have_left_are_not_remembered() {
+        let members = Members::default();
+        for number in 0..50 {
+            let (endpoints, _) = Endpoints::parse(&format!("http://a,http://b:{number}")).unwrap();
+            for endpoint in endpoints.all().iter() {
+                members.check(endpoint, &endpoints.all());
+            }
+        }
+        assert_eq!(members.checks.lock().unwrap().len(), 2);
     }
 }

@@ -18,7 +18,7 @@
 //! * A time-to-live is measured by wall clocks, in whole seconds, and ends up to half a second
 //!   late: see [`Builder::max_skew`]. A node whose time has run out but that is not swept yet is
 //!   not reported by reads; conditions still meet it.
-//! * A tree is read in one answer, of any size: etcd v2 cannot page. One that is nested more than 60
+//! * A tree is read in one answer, because etcd v2 cannot page; one of more than 64 MiB is `Protocol`. One that is nested more than 60
 //!   directories deep is `Protocol`, because its JSON is nested twice as deep.
 //! * Listing the children of a file is `NotADirectory`; a key below a file is simply not there.
 //! * A watch moves on only while it is read. One that is left alone after an event while more than

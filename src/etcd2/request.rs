@@ -158,7 +158,8 @@ fn path(prefix: &str, key: &Key) -> String {
     path
 }
 
-fn check_line(method: &Method, target: &str) -> Result<()> {
+/// Refuses what would be reset.
+pub(super) fn check_line(method: &Method, target: &str) -> Result<()> {
     let around = method.as_str().len() + "  HTTP/1.1\r\n".len();
     let length = around + target.len();
     if length <= LINE_LIMIT {

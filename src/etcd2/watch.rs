@@ -23,8 +23,8 @@
 //! **An idle poll must not grow old**: etcd keeps 1,000 events of the whole store, and refreshes
 //! count. So a poll that was quiet for a period of at least [`SETTLE`], on a connection that is
 //! still up, is taken to have found nothing up to the index in its own headers: an event that it
-//! had found would have come right behind them on the same connection. `next` moves there, and
-//! the next poll is opened before the old one is dropped. If more than 1,000 events went by within
+//! had found would have come right behind them on the same connection. (When the server does not
+//! answer the watchdog either, nothing is taken for granted.) `next` moves there, and the next poll is opened before the old one is dropped. If more than 1,000 events went by within
 //! one period, that is refused (401). Then a poll from now on is opened on the same server while
 //! the old one is kept: the old one sees all that came before, the new one all that comes after.
 //! Only when the old one stays quiet for [`SETTLE`] longer is it dropped.
@@ -175,18 +175,19 @@ impl Machine {
     async fn poll(&mut self, mut poll: Poll, renew_at: Instant) -> Step {
         let clock = self.driver.runtime.clock.clone();
         let endpoint = poll.opened.endpoint.clone();
+        // Whether the connection can be taken to be up.
         let due = async {
             tokio::select! {
                 biased;
-                () = clock.sleep_until(renew_at) => {}
-                () = self.driver.cut_off(&endpoint) => {}
+                () = clock.sleep_until(renew_at) => true,
+                answers = self.driver.cut_off(&endpoint) => answers,
             }
         };
         tokio::select! {
             biased;
             body = poll.opened.end() => self.ended(&poll, body).await,
-            () = due => {
-                let settled = clock.has_passed(poll.since + SETTLE);
+            up = due => {
+                let settled = up && clock.has_passed(poll.since + SETTLE);
                 let progress = if settled { self.quiet_up_to(poll.index) } else { None };
                 (progress, State::Renewing(poll))
             }
@@ -242,7 +243,9 @@ impl Machine {
             Ok((index, body)) => {
                 self.settled();
                 if self.last.is_some_and(|last| index <= last) {
-                    return (None, State::Connecting);
+                    // With a pause, lest a server that goes on so be asked without end.
+                    let text = "an event that was told before came again";
+                    return self.stumble(Error::new(ErrorKind::Unavailable, text)).await;
                 }
                 self.last = Some(index);
                 self.next = Some(index.next());
@@ -369,7 +372,8 @@ impl Machine {
         if !opened.status.is_success() {
             let rest = driver.transport.rest(&mut opened);
             let body = rest.await.map_err(broken)?;
-            return Err(refused(opened.status, &body, Access::Read).on(&*server));
+            let error = refused(opened.status, &body, Access::Read).on(&*server);
+            return Err(driver.explained(error, driver.deadline()).await);
         }
         let Some(index) = etcd_index(&opened.headers) else {
             let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
@@ -448,7 +452,7 @@ pub(super) fn broken(failure: Failure) -> Error {
         Failure {
             untrusted: true, ..
         } => ErrorKind::Untrusted,
-        Failure { not_http: true, .. } => ErrorKind::Protocol,
+        Failure { hopeless: true, .. } => ErrorKind::Protocol,
         Failure {
             maybe_sent: false, ..
         } => ErrorKind::Unreachable,

@@ -110,6 +110,8 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
                 core.lock().machine.close();
                 return;
             }
+            // Before any order: a row of those that fail must not use up the term.
+            () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
             Some(Order { ttl, done }) = orders.recv() => {
                 let outcome = tokio::select! {
                     biased;
@@ -120,7 +122,6 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
                 let _ = done.send(outcome);
                 continue;
             }
-            () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
         }
         if core.runtime.clock.has_passed(due) {
             renew(core, deadline).await;

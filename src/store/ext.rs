@@ -82,7 +82,8 @@ pub trait StoreExt: Store {
             .await
     }
 
-    /// Writes a node that was last modified at `index`.
+    /// Writes a node that was last modified at `index`. (The `replace` of etcd v2's keys client asks
+    /// only that there is one: here that is a put on [`Condition::Present`].)
     async fn replace(
         &self,
         key: &Key,

@@ -22,7 +22,7 @@ pub(super) struct Attempts {
 #[derive(Debug)]
 struct Attempt {
     reason: String,
-    not_http: bool,
+    hopeless: bool,
     untrusted: bool,
 }
 
@@ -31,7 +31,7 @@ impl Attempts {
         self.any_sent = true;
         let attempt = Attempt {
             reason: format!("HTTP {}", answer.status.as_u16()),
-            not_http: false,
+            hopeless: false,
             untrusted: false,
         };
         self.last.insert(answer.server.clone(), attempt);
@@ -42,7 +42,7 @@ impl Attempts {
         self.any_sent |= failure.maybe_sent;
         let attempt = Attempt {
             reason: failure.reason,
-            not_http: failure.not_http,
+            hopeless: failure.hopeless,
             untrusted: failure.untrusted,
         };
         self.last.insert(server.clone(), attempt);
@@ -53,10 +53,12 @@ impl Attempts {
     pub(super) fn waiting_is_vain(&self, servers: usize) -> bool {
         self.last_answer.is_none()
             && self.last.len() >= servers
-            && self.last.values().all(|it| it.not_http || it.untrusted)
+            && self.last.values().all(|it| it.hopeless || it.untrusted)
     }
 
-    pub(super) fn give_up(self, whole: Duration) -> Result<Answer> {
+    /// What there is to say after so long.
+    pub(super) fn give_up(self, waited: Duration) -> Result<Answer> {
+        let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         if let Some(answer) = self.last_answer {
             return Ok(answer);
         }
@@ -69,12 +71,12 @@ impl Attempts {
         let (kind, text) = if !self.any_sent && self.last.values().all(|it| it.untrusted) {
             (ErrorKind::Untrusted, reasons)
         } else if !self.any_sent {
-            let text = format!("no server could be reached within {whole:?} ({reasons})");
+            let text = format!("no server could be reached within {waited:?} ({reasons})");
             (ErrorKind::Unreachable, text)
-        } else if self.last.values().any(|it| it.not_http) {
+        } else if self.last.values().any(|it| it.hopeless) {
             (ErrorKind::Protocol, reasons)
         } else {
-            let text = format!("no answer within {whole:?} ({reasons})");
+            let text = format!("no answer within {waited:?} ({reasons})");
             (ErrorKind::Timeout, text)
         };
         let error = Error::new(kind, text);

@@ -1,6 +1,7 @@
 //! One server, in one spelling: the scheme and the host in small letters, the port always there.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::uri::{Authority, Scheme};
@@ -61,6 +62,13 @@ impl Endpoint {
         let endpoint =
             Self::of(scheme, host, port).ok_or_else(|| invalid("holds no valid host and port"))?;
         Ok((endpoint, credentials))
+    }
+
+    /// Whether it names the machine that asks, whichever that is.
+    pub(super) fn is_local(&self) -> bool {
+        let host = self.authority.host().trim_matches(['[', ']']);
+        let address = host.parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|it| it.is_loopback() || it.is_unspecified())
     }
 
     /// The server at this place; an IPv6 address in brackets.

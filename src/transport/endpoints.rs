@@ -150,10 +150,13 @@ impl Endpoints {
     }
 
     /// Replaces those that the cluster advertises by those in this text, `url, url`. Those of
-    /// another scheme than the given ones are left out. Whether the text was well formed; if not,
-    /// nothing changes.
+    /// another scheme than the given ones are left out, and so are those of this very machine (etcd
+    /// advertises `localhost` unless told otherwise) if none of the given ones is on it: what runs
+    /// here under that port is somebody else. Whether the text was well formed; if not, nothing
+    /// changes.
     pub(crate) fn advertise(&self, text: &str) -> bool {
         let scheme = if self.any_https() { "https" } else { "http" };
+        let here = self.given.iter().any(|it| it.is_local());
         let mut list: Vec<Arc<Endpoint>> = self.given.to_vec();
         for part in text.split(',').map(str::trim) {
             let Some((own, _)) = part.split_once("://") else {
@@ -165,7 +168,8 @@ impl Endpoints {
             let Ok((endpoint, None)) = Endpoint::parse(part, "an advertised address") else {
                 return false;
             };
-            if !list.iter().any(|it| **it == endpoint) {
+            let elsewhere = endpoint.is_local() && !here;
+            if !elsewhere && !list.iter().any(|it| **it == endpoint) {
                 list.push(Arc::new(endpoint));
             }
         }
@@ -305,6 +309,17 @@ mod tests {
             ["http://a:1", "http://b:1", "http://f:1"]
         );
         assert_eq!(endpoints.current().authority.host(), "a");
+    }
+
+    #[test]
+    fn advertised_addresses_of_ones_own_machine_are_taken_by_who_asks_there_only() {
+        let local = "http://localhost:1, http://127.0.0.1:1, http://0.0.0.0:1, http://[::1]:1";
+        let far = endpoints("http://a:1");
+        assert!(far.advertise(&format!("{local}, http://b:1")));
+        assert_eq!(names(&far.all()), ["http://a:1", "http://b:1"]);
+        let near = endpoints("http://127.0.0.1:9");
+        assert!(near.advertise(local));
+        assert_eq!(near.len(), 5);
     }
 
     #[test]

@@ -98,8 +98,9 @@ pub(crate) struct Opened {
 pub(crate) struct Failure {
     /// Whether the server may have seen the request. If not, nothing can have happened.
     pub(crate) maybe_sent: bool,
-    /// Whether something answered that does not speak HTTP.
-    pub(crate) not_http: bool,
+    /// Whether asking again will not help: something answered that does not speak HTTP, or too
+    /// much.
+    pub(crate) hopeless: bool,
     /// Whether TLS found no trust. Then nothing was sent.
     pub(crate) untrusted: bool,
     /// Whether the server closed the connection without a word.
@@ -256,7 +257,7 @@ impl Exchange {
             failure.untrusted = true;
             "the server does not speak TLS but plain HTTP: is this an http:// endpoint?".into()
         } else {
-            failure.not_http = true;
+            failure.hopeless = true;
             "the server speaks TLS: is this an https:// endpoint?".into()
         };
     }
@@ -315,7 +316,11 @@ impl Opened {
             if let Some(data) = frame.data_ref() {
                 if self.read.len() + data.len() > BODY_LIMIT {
                     let reason = "the answer is larger than 64 MiB".into();
-                    return Err(Failure::new(true, reason));
+                    // It will not be smaller the next time.
+                    return Err(Failure {
+                        hopeless: true,
+                        ..Failure::new(true, reason)
+                    });
                 }
                 self.read.extend_from_slice(data);
             }
@@ -328,7 +333,7 @@ impl Failure {
     pub(super) fn new(maybe_sent: bool, reason: String) -> Self {
         Self {
             maybe_sent,
-            not_http: false,
+            hopeless: false,
             untrusted: false,
             hung_up: false,
             reason,
@@ -348,11 +353,11 @@ impl Failure {
         let maybe_sent = moment == Moment::Connected
             && distrust.is_none()
             && !hyper.is_some_and(hyper::Error::is_canceled);
-        let not_http = hyper.is_some_and(hyper::Error::is_parse);
+        let hopeless = hyper.is_some_and(hyper::Error::is_parse);
         let untrusted = distrust.is_some();
         let reason = if let Some(words) = distrust {
             words
-        } else if not_http {
+        } else if hopeless {
             "the answer is not HTTP: is this an etcd v2 endpoint?".to_owned()
         } else {
             let what = if maybe_sent {
@@ -364,7 +369,7 @@ impl Failure {
         };
         Self {
             maybe_sent,
-            not_http,
+            hopeless,
             untrusted,
             hung_up: hung_up(&error) || hyper.is_some_and(hyper::Error::is_incomplete_message),
             reason,

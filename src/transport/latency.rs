@@ -44,9 +44,10 @@ impl Latency {
 
     /// How long to wait for one attempt of an operation that may take `whole`: four times what
     /// is normal and at least a second, but at most a third of the whole, so that two more
-    /// servers can be asked.
-    pub(crate) fn attempt(&self, whole: Duration) -> Duration {
+    /// servers can be asked. Twice as long after each round in which nobody answered in time.
+    pub(crate) fn attempt(&self, whole: Duration, rounds: u32) -> Duration {
         let patient = (self.p99() * 4).max(Duration::from_secs(1));
+        let patient = patient.saturating_mul(1 << rounds.min(16));
         patient.min(whole / 3)
     }
 }
@@ -59,15 +60,17 @@ mod tests {
     fn an_attempt_gets_four_times_the_normal_within_its_bounds() {
         let latency = Latency::default();
         let whole = Duration::from_secs(60);
-        assert_eq!(latency.attempt(whole), Duration::from_secs(1));
+        assert_eq!(latency.attempt(whole, 0), Duration::from_secs(1));
         for _ in 0..WINDOW {
             latency.record(Duration::from_millis(500));
         }
-        assert_eq!(latency.attempt(whole), Duration::from_secs(2));
+        assert_eq!(latency.attempt(whole, 0), Duration::from_secs(2));
         assert_eq!(
-            latency.attempt(Duration::from_secs(3)),
+            latency.attempt(Duration::from_secs(3), 0),
             Duration::from_secs(1)
         );
+        let rounds = [0, 1, 2, 9, u32::MAX].map(|it| latency.attempt(whole, it).as_secs());
+        assert_eq!(rounds, [2, 4, 8, 20, 20]);
     }
 
     #[test]

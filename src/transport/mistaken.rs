@@ -17,6 +17,9 @@ use super::connect::Connector;
 use super::distrust;
 use super::endpoint::Endpoint;
 
+/// How many names are kept.
+const KEPT: usize = 1_000;
+
 /// Who has answered so far: they are not suspected.
 #[derive(Debug, Default)]
 pub(super) struct Known(RwLock<BTreeSet<Arc<str>>>);
@@ -30,6 +33,10 @@ impl Known {
     pub(super) fn add(&self, endpoint: &Endpoint) {
         if !self.has(endpoint) {
             let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= KEPT {
+                // Redirects may lead anywhere. Who is forgotten may be asked twice, no more.
+                known.clear();
+            }
             known.insert(endpoint.origin.clone());
         }
     }
@@ -75,4 +82,22 @@ fn into_box(
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> Box<dyn std::error::Error + Send + Sync> {
     error.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn however_many_places_redirects_lead_to_only_so_many_are_kept() {
+        let known = Known::default();
+        for port in 1..=3_000 {
+            let endpoint = Endpoint::of(Scheme::HTTP, "a", port).unwrap();
+            known.add(&endpoint);
+            assert!(known.has(&endpoint));
+        }
+        assert!(known.0.read().unwrap().len() <= KEPT);
+    }
 }

@@ -133,7 +133,7 @@ impl Transport {
 
     /// When one attempt that begins now must have ended.
     pub(crate) fn attempt_deadline(&self) -> Instant {
-        self.runtime.clock.now() + self.latency.attempt(self.timeout)
+        self.runtime.clock.now() + self.latency.attempt(self.timeout, 0)
     }
 
     /// Delays between rounds: 20 ms doubling to 1 s, each cut at random to between half and all.
@@ -171,13 +171,18 @@ impl Transport {
         let mut log = Attempts::default();
         let mut pauses = self.pauses();
         let mut skip = skip;
-        loop {
+        let began = clock.now();
+        // A call may have been given more time than is usual.
+        let whole = self.timeout.max(deadline.since(began));
+        let waited = || clock.now().since(began);
+        for rounds in 0.. {
             let mut round: VecDeque<_> = self.endpoints.order(clock.now()).into();
             let servers = round.len();
             round.rotate_left(std::mem::take(&mut skip) % servers.max(1));
             while let Some(mut endpoint) = round.pop_front() {
                 let started = clock.now();
-                let limits = self.limits(repeat, started, deadline, round.len());
+                let share = (whole, rounds, round.len());
+                let limits = self.limits(repeat, started, deadline, share);
                 let (who, outcome) = self.ask(call, (&endpoint, round.front()), limits).await;
                 let now = clock.now();
                 if let (Who::Second, Some(second)) = (who, round.front()) {
@@ -212,30 +217,38 @@ impl Transport {
                     }
                 }
                 if clock.has_passed(deadline) {
-                    return log.give_up(self.timeout);
+                    return log.give_up(waited());
                 }
             }
             if log.waiting_is_vain(servers) {
-                return log.give_up(self.timeout);
+                return log.give_up(waited());
             }
             let pause = pauses.next().unwrap_or(Duration::from_secs(1));
             clock.sleep_until(deadline.min(clock.now() + pause)).await;
             if clock.has_passed(deadline) {
-                return log.give_up(self.timeout);
+                break;
             }
         }
+        log.give_up(waited())
     }
 
     /// What one attempt may take, so that each of the `others` not tried yet gets its share too.
-    /// A write that is on its way keeps the rest of its attempt's time: nobody else may be asked
-    /// then.
-    fn limits(&self, repeat: Repeat, now: Instant, deadline: Instant, others: usize) -> Limits {
-        let attempt = self.latency.attempt(self.timeout);
+    /// Each round has twice the time of the one before, so that what just takes long (a large tree)
+    /// comes in the end. A write that is on its way has a third of the whole: nobody else may be
+    /// asked then.
+    fn limits(
+        &self,
+        repeat: Repeat,
+        now: Instant,
+        deadline: Instant,
+        (whole, rounds, others): (Duration, u32, usize),
+    ) -> Limits {
+        let attempt = self.latency.attempt(whole, rounds);
         let others = u32::try_from(others).unwrap_or(u32::MAX - 1);
         let share = attempt.min(deadline.since(now) / (others + 1));
         let answer = match repeat {
             Repeat::Harmless => now + share,
-            Repeat::NeverSent => deadline.min(now + attempt),
+            Repeat::NeverSent => deadline.min(now + attempt.max(whole / 3)),
         };
         Limits {
             connect: now + share,
@@ -355,8 +368,9 @@ impl Transport {
 
     /// Remembers what an answer's `Date` tells of the server's clock.
     fn note_date(&self, opened: &Opened) {
-        // With an age it comes from a cache on the way.
-        let fresh = opened.headers.get(header::AGE).is_none();
+        // With an age it comes from a cache on the way; a failure may be told by a proxy, whose
+        // clock stamps nothing.
+        let fresh = opened.headers.get(header::AGE).is_none() && !opened.status.is_server_error();
         let date = opened.headers.get(header::DATE).filter(|_| fresh);
         if let Some(date) = date.and_then(|it| http_date(it.to_str().ok()?)) {
             let second = Duration::from_secs(1);
@@ -381,7 +395,7 @@ impl Transport {
         let opened = opened.and_then(|opened| match opened.astray {
             None => Ok(opened),
             Some(why) => Err(Failure {
-                not_http: true,
+                hopeless: true,
                 ..Failure::new(true, why)
             }),
         });
@@ -389,6 +403,9 @@ impl Transport {
         let (server, path) = (&*endpoint.origin, &*call.target);
         match &opened {
             Ok(it) => {
+                if it.status.is_server_error() {
+                    self.endpoints.failed(endpoint, clock.now());
+                }
                 tracing::trace!(target: "tenure::transport", server, path, status = it.status.as_u16(), ?took, "poll open");
             }
             Err(failure) => {
@@ -401,7 +418,7 @@ impl Transport {
 
     /// Reads the rest of an answer that is expected at once.
     pub(crate) async fn rest(&self, opened: &mut Opened) -> Result<Bytes, Failure> {
-        let limit = self.latency.attempt(self.timeout);
+        let limit = self.latency.attempt(self.timeout, 0);
         tokio::select! {
             biased;
             body = opened.end() => body,

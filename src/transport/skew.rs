@@ -3,7 +3,9 @@
 //! A server that told its time `w` while a request was under way from `sent` to `received`, by our
 //! own clock, is ahead of us by something within `[w − received, w − sent]`. What two answers of
 //! one server have in common is narrower. If they have nothing in common its clock was set: both
-//! count, since a time-to-live may have been stamped by either.
+//! count, since a time-to-live may have been stamped by either. A coarse time (an HTTP `Date`) that
+//! contradicts what is known counts only when the next one agrees: somebody on the way may have
+//! written a single one.
 //!
 //! ```text
 //! server A   ──────[=====]────────────       proven spread: from the smallest upper bound
@@ -26,6 +28,8 @@ const WINDOW: Duration = Duration::from_secs(600);
 const EPOCH: Duration = Duration::from_secs(300);
 /// How many bounds are kept for one server. Only one whose clock jumps about has so many.
 const KEPT: usize = 16;
+/// How many servers are kept.
+const SERVERS: usize = 256;
 
 /// What is known of the servers' clocks.
 #[derive(Debug, Default)]
@@ -34,6 +38,8 @@ pub(crate) struct Clocks(Mutex<BTreeMap<Arc<str>, Known>>);
 #[derive(Debug, Default)]
 struct Known {
     bounds: Vec<Bounds>,
+    /// What its last answer told, if that was coarse and contradicts the rest.
+    odd: Option<Bounds>,
     /// When it last told its time, or was asked to.
     asked: Option<Instant>,
 }
@@ -73,13 +79,42 @@ impl Clocks {
             last: received,
         };
         let mut clocks = self.lock();
+        if clocks.len() >= SERVERS && !clocks.contains_key(server) {
+            // Redirects may lead anywhere, and a client without leases never looks at this.
+            clocks.retain(|_, known| {
+                known.forget(received);
+                !known.bounds.is_empty()
+            });
+            if clocks.len() >= SERVERS {
+                return;
+            }
+        }
         let known = clocks.entry(server.clone()).or_default();
         known.asked = known.asked.max(Some(received));
         known.forget(received);
-        let last = known.bounds.last_mut();
-        if !last.is_some_and(|last| last.takes(&bounds)) {
-            known.bounds.push(bounds);
+        let odd = known
+            .odd
+            .take()
+            .filter(|it| received.since(it.last) < WINDOW);
+        let mut bounds = bounds;
+        if let Some(last) = known.bounds.last_mut() {
+            if last.takes(&bounds) {
+                return;
+            }
+            if last.contradicts(&bounds) && !resolution.is_zero() {
+                match odd {
+                    Some(odd) if !odd.contradicts(&bounds) => {
+                        bounds.low = bounds.low.max(odd.low);
+                        bounds.high = bounds.high.min(odd.high);
+                    }
+                    _ => {
+                        known.odd = Some(bounds);
+                        return;
+                    }
+                }
+            }
         }
+        known.bounds.push(bounds);
         if known.bounds.len() > KEPT {
             known.bounds.remove(0);
         }
@@ -131,10 +166,15 @@ impl Known {
 }
 
 impl Bounds {
+    /// Whether not both can be true of one clock that nobody has set.
+    fn contradicts(&self, other: &Self) -> bool {
+        self.low.max(other.low) > self.high.min(other.high)
+    }
+
     /// Narrows these by those, if both can be true of one clock that nobody has set.
     fn takes(&mut self, other: &Self) -> bool {
         let (low, high) = (self.low.max(other.low), self.high.min(other.high));
-        if low > high || other.last.since(self.first) >= EPOCH {
+        if self.contradicts(other) || other.last.since(self.first) >= EPOCH {
             return false;
         }
         self.last = self.last.max(other.last);
@@ -227,6 +267,43 @@ mod tests {
             None,
             "the first is 10 minutes old"
         );
+    }
+
+    #[test]
+    fn a_single_date_that_contradicts_all_others_proves_nothing() {
+        let (clocks, second) = (Clocks::default(), Duration::from_secs(1));
+        let date = |ours: u64, wall: u64| {
+            let span = (at(ours), at(ours + 10));
+            clocks.told(&"a".into(), millis(wall), second, span);
+            spread(&clocks, ours + 20)
+        };
+        assert_eq!(date(1_000, 501_000), 0);
+        assert_eq!(date(2_000, 999_000), 0, "once is not enough");
+        assert_eq!(date(3_000, 503_000), 0);
+        assert_eq!(date(4_000, 999_000), 0, "nor is now and then");
+        assert_eq!(date(5_000, 400_000), 0);
+        assert!(date(6_000, 401_000) > 100_000, "its clock was set");
+        // A stamp is the end of a time-to-live, and counts at once.
+        tell(&clocks, "b", 7_000, 2_000_000);
+        tell(&clocks, "b", 8_000, 508_000);
+        assert!(spread(&clocks, 8_020) > 1_000_000);
+    }
+
+    #[test]
+    fn no_number_of_servers_takes_more_memory_than_so_much() {
+        let clocks = Clocks::default();
+        for number in 0..SERVERS as u64 * 3 {
+            tell(
+                &clocks,
+                &number.to_string(),
+                1_000 + number,
+                501_000 + number,
+            );
+        }
+        assert_eq!(clocks.lock().len(), SERVERS);
+        let later = 1_000_000;
+        tell(&clocks, "new", later, 500_000 + later);
+        assert!(clocks.lock().contains_key("new"), "old ones make room");
     }
 
     #[test]

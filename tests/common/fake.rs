@@ -1,6 +1,7 @@
 //! A server that answers as a script says, for what no real one does on demand.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,6 +15,8 @@ pub enum Say {
     Raw(String),
     /// Send these bytes, then these once the number of requests has reached this, and close.
     Later(String, usize, String),
+    /// Send these bytes after so long, and close.
+    After(Duration, String),
     /// Never answer.
     Nothing,
     /// Close the connection.
@@ -64,6 +67,11 @@ impl Fake {
                             let _ = stream.write_all(now.as_bytes()).await;
                             let _ = counted.wait_for(|it| *it >= requests).await;
                             let _ = stream.write_all(later.as_bytes()).await;
+                            let _ = stream.shutdown().await;
+                        }
+                        Say::After(pause, bytes) => {
+                            tokio::time::sleep(pause).await;
+                            let _ = stream.write_all(bytes.as_bytes()).await;
                             let _ = stream.shutdown().await;
                         }
                         Say::Nothing => {

@@ -207,7 +207,16 @@ impl Client {
         let answer = self.ask("machines", self.prefixed("/machines")).await?;
         let text = String::from_utf8_lossy(&answer.body);
         let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
-        Ok(urls.map(str::to_owned).collect())
+        let urls: Vec<_> = urls.map(str::to_owned).collect();
+        if urls
+            .iter()
+            .all(|url| url.contains("://") && !url.contains(char::is_whitespace))
+        {
+            return Ok(urls);
+        }
+        let text = "the answer is no list of addresses: is this an etcd v2 endpoint?";
+        let error = Error::new(ErrorKind::Protocol, text).during("machines");
+        Err(error.on(&*answer.server))
     }
 
     /// All members.

@@ -11,7 +11,8 @@
 //!
 //! The snapshot is linearizable and so never older than what was told before it; the server tells
 //! the index at which it is true, and what follows begins right behind that. So nothing is lost
-//! except what the snapshot stands for, and nothing comes twice.
+//! except what the snapshot stands for, and nothing comes twice. If the history behind a snapshot
+//! is gone at once, the next one is read after a pause.
 
 use std::fmt;
 use std::pin::Pin;
@@ -113,6 +114,7 @@ impl EternalWatch {
                 client: self.client,
                 state: State::following(driver, &target),
                 target,
+                vain: None,
             }
         });
         Changes(match machine {
@@ -144,6 +146,7 @@ pub struct Snapshot {
 
 /// The stream of changes. It ends only after an error, one that waiting does not mend: the user is
 /// refused, another cluster answers, this is no etcd. Dropping it closes its connection.
+#[must_use = "nothing is sent until the changes are read"]
 pub struct Changes(BoxStream<'static, Result<Change>>);
 
 impl Changes {
@@ -174,6 +177,8 @@ struct Machine {
     client: Client,
     target: Target,
     state: State,
+    /// Set by a resync, with the pauses before further ones, until a poll could be opened behind it.
+    vain: Option<Box<dyn Iterator<Item = Duration> + Send + Sync>>,
 }
 
 enum State {
@@ -206,9 +211,13 @@ impl Machine {
         match &mut self.state {
             State::Following(reports) => match reports.next().await {
                 Some(Ok(Report::Event(index, reply))) => {
+                    self.vain = None;
                     Ok(Some(Change::Event(Response::event(index, *reply))))
                 }
-                Some(Ok(_)) => Ok(None),
+                Some(Ok(_)) => {
+                    self.vain = None;
+                    Ok(None)
+                }
                 Some(Err(error)) if error.kind() == ErrorKind::HistoryLost => {
                     self.state = State::Resyncing;
                     Ok(None)
@@ -218,6 +227,14 @@ impl Machine {
                 None => Err(Error::new(ErrorKind::Closed, "the watch has ended")),
             },
             State::Resyncing => {
+                let driver = &self.client.driver;
+                match &mut self.vain {
+                    None => self.vain = Some(Box::new(driver.transport.pauses())),
+                    Some(pauses) => {
+                        let pause = pauses.next().unwrap_or(Duration::from_secs(1));
+                        driver.runtime.clock.sleep(pause).await;
+                    }
+                }
                 let snapshot = snapshot(&self.client, &self.target).await?;
                 self.target.from = Some(snapshot.index.next());
                 self.state = State::following(self.client.driver.clone(), &self.target);

@@ -13,7 +13,7 @@ use super::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::etcd2::driver::etcd_index;
 use crate::etcd2::error::{Access, unreadable};
-use crate::etcd2::request::Params;
+use crate::etcd2::request::{Params, check_line};
 use crate::key::Index;
 use crate::transport::{Call, Payload, Repeat};
 
@@ -180,8 +180,10 @@ impl Raw {
                 None
             }
         };
+        let method = self.method.into();
+        check_line(&method, &target).map_err(|it| it.of_kind(ErrorKind::InvalidOptions))?;
         Ok(Call {
-            method: self.method.into(),
+            method,
             target,
             payload,
         })
@@ -204,7 +206,18 @@ impl IntoFuture for Raw {
     type IntoFuture = BoxFuture<'static, Result<RawAnswer>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.run().await.map_err(|it| it.during("api call")) })
+        Box::pin(async move {
+            let what = format!(
+                "asked was {} {}",
+                http::Method::from(self.method),
+                self.path
+            );
+            let outcome = self.run().await;
+            outcome.map_err(|it| {
+                let kind = it.kind();
+                it.into_kind(kind, &what).during("api call")
+            })
+        })
     }
 }
 

@@ -110,6 +110,7 @@ impl Write {
         let compares = self.prev_value.is_some() || self.prev_index.is_some();
         let must_be_there = compares || self.refresh || self.prev_exist == Some(true);
         let clock = &self.client.driver.runtime.clock;
+        let mut pauses = None;
         loop {
             let (left, condition) = match self.look(key, deadline).await? {
                 Seen::Nothing(error) if must_be_there => return Err(error),
@@ -152,6 +153,14 @@ impl Write {
             if clock.has_passed(deadline) {
                 let text = "others kept changing the key between the look at it and the write";
                 return Err(Error::new(ErrorKind::Unavailable, text));
+            }
+            // Once more at once, and from then on with pauses.
+            match &mut pauses {
+                None => pauses = Some(self.client.driver.transport.pauses()),
+                Some(pauses) => {
+                    let pause = pauses.next().unwrap_or(Duration::from_secs(1));
+                    clock.sleep_until(deadline.min(clock.now() + pause)).await;
+                }
             }
         }
     }
