@@ -27,24 +27,32 @@ struct Inner {
     server: Option<String>,
     index: Option<Index>,
     code: Option<u16>,
+    said: Option<Box<Said>>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// A server's own words.
+#[derive(Clone)]
+struct Said {
+    message: String,
+    cause: String,
 }
 
 /// What kind of thing went wrong; decides what a caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A key breaks a rule. Nothing was sent.
+    /// A key breaks a rule. Nothing was changed.
     InvalidKey,
-    /// A name breaks a rule. Nothing was sent.
+    /// A name breaks a rule. Nothing was changed.
     InvalidName,
-    /// A value cannot be stored there (too large, or not UTF-8 on etcd v2). Nothing was sent.
+    /// A value cannot be stored there (too large, or not UTF-8 on etcd v2). Nothing was changed.
     InvalidValue,
-    /// A time-to-live is out of range. Nothing was sent.
+    /// A time-to-live is out of range. Nothing was changed.
     InvalidTtl,
-    /// A URL or an option makes no sense. Nothing was sent.
+    /// A URL, an option or a combination of options makes no sense. Nothing was changed.
     InvalidOptions,
-    /// The store cannot do this at all. Nothing was sent.
+    /// The store cannot do this at all. Nothing was changed.
     Unsupported,
 
     /// There is nothing at the key (or the lease is gone). Nothing was changed.
@@ -103,6 +111,7 @@ impl Error {
             server: None,
             index: None,
             code: None,
+            said: None,
             source: None,
         }))
     }
@@ -146,6 +155,22 @@ impl Error {
     #[must_use]
     pub fn with_code(mut self, code: u16) -> Self {
         self.0.code = Some(code);
+        self
+    }
+
+    /// Keeps the server's own words apart from ours; empty ones are none.
+    #[cfg(feature = "etcd2")]
+    #[must_use]
+    pub(crate) fn with_words(mut self, message: String, cause: String) -> Self {
+        self.0.said = Some(Box::new(Said { message, cause }));
+        self
+    }
+
+    /// The same story as an error of another kind.
+    #[cfg(feature = "etcd2")]
+    #[must_use]
+    pub(crate) fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
         self
     }
 
@@ -197,6 +222,20 @@ impl Error {
     /// The server's own number for this error (etcd's `errorCode`).
     pub fn code(&self) -> Option<u16> {
         self.0.code
+    }
+
+    /// The server's own message (etcd's `message`), as it came: `Compare failed`. Our
+    /// [`detail`](Self::detail) holds it too.
+    pub fn server_message(&self) -> Option<&str> {
+        let said = self.0.said.as_ref()?;
+        Some(&*said.message).filter(|it| !it.is_empty())
+    }
+
+    /// What the server says about it (etcd's `cause`), as it came: `[a != b]`, or the part of the
+    /// path that is not there. Our [`detail`](Self::detail) holds it too.
+    pub fn server_cause(&self) -> Option<&str> {
+        let said = self.0.said.as_ref()?;
+        Some(&*said.cause).filter(|it| !it.is_empty())
     }
 
     /// Whether the operation may have taken effect, or may still.

@@ -4,6 +4,7 @@
 //! * [`Client`] is where to start: it opens a store and makes recipes.
 //! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
+//! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * [`Error`] says what happened, to which key, on which server; match on [`ErrorKind`].
 //! * [`_design`] says why it is built like this.
 //!
@@ -12,12 +13,13 @@
 //!
 //! | target | events and fields |
 //! |---|---|
-//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
+//! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
-//! | `tenure::etcd2` | `watch interrupted` (`key`, `error`) |
+//! | `tenure::etcd2` | `watch interrupted`, `resync interrupted` (`key`, `error`), `discovered` (`domain`, `endpoints`); `warn`: the members' clocks differ by more than `max_skew` (`spread`, `ahead`, `behind`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
 
@@ -41,14 +43,17 @@ pub mod testkit;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod transport;
+pub mod watcher;
 
 pub use client::{Client, ClientBuilder, Shutdown};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
+pub use recipes::by_hand::{AcquireByHand, HandLock};
 pub use recipes::guard::LockGuard;
 pub use recipes::lock::{Acquire, Lock};
 pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};
+pub use watcher::{Follow, Watcher};
 
 /// How it works and why: the project's design page.
 pub mod _design {

@@ -36,6 +36,13 @@ bugs! { Bug, BUGS:
     LosesMore => "pages_add_up_to_the_list",
     RepeatsThePage => "pages_add_up_to_the_list",
     KeysOnlyLosesOne => "a_keys_only_read_is_the_same_list",
+    TreeIsInTreeOrder => "a_tree_is_the_node_and_all_below_in_key_order",
+    TreeIsOneLevel => "a_tree_is_the_node_and_all_below_in_key_order",
+    TreeLosesTheTop => "a_tree_of_a_file_is_the_file",
+    TreeShowsHidden => "hidden_nodes_are_in_a_tree_only_below_the_hidden_segment",
+    TreeSaysAnOldIndex => "a_tree_is_read_at_one_index",
+    KeysOnlyTreeLosesOne => "a_keys_only_tree_is_the_same_tree",
+    TreeRepeatsThePage => "pages_add_up_to_the_tree",
     // Keys and values.
     PlusIsSpace => "odd_keys_are_kept_apart_and_as_they_are",
     CutsLongValues => "values_are_kept_as_they_are",
@@ -61,6 +68,8 @@ bugs! { Bug, BUGS:
     OverwritesByTag => "an_append_named_by_its_tag_happens_once",
     CountsItselfBefore => "those_before_are_told_rightly_or_not_at_all",
     LosesTheBody => "a_ticket_is_read_back_as_it_was_given",
+    RawIsATicket => "a_raw_append_is_stored_as_it_is_and_in_order",
+    WithdrawsRaw => "a_raw_append_is_not_withdrawn",
     LateAppendLands => "a_withdrawn_append_comes_never_where_the_store_says_so",
     WithdrawsOnlyWithHelp => "a_withdrawal_finds_its_node_with_or_without_help",
     WithdrawsByKey => "a_withdrawal_spares_what_took_the_nodes_place",
@@ -108,6 +117,7 @@ bugs! { Flaw, FLAWS:
     TakesOver => "a_key_taken_over_is_gone_to_a_renewal",
     ForgetsAnAnswer => "a_renewed_lease_keeps_its_keys",
     CountsFromTheFuture => "a_renewed_lease_keeps_its_keys",
+    KeepsWhatMoved => "a_key_written_with_another_lease_outlives_the_first",
     RevokesBlindly => "a_revocation_spares_what_took_a_keys_place",
 }
 

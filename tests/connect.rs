@@ -143,9 +143,10 @@ async fn tls_to_a_port_that_speaks_plain_http() {
     println!("{error}");
     assert_eq!(
         error.kind(),
-        ErrorKind::Unreachable,
+        ErrorKind::Untrusted,
         "the handshake comes before any request"
     );
+    assert!(error.to_string().contains("plain HTTP"), "{error}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tenure::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Get, Grant, Granted, KeyRenewal,
-    Renew, Renewed, Scope, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Renew, Renewed, Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::testkit::{Call, Fault, Faulty, Outage};
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store};
@@ -91,7 +91,7 @@ impl Store for Bent {
         if self.is_spinning() {
             future::pending::<()>().await;
         }
-        let list = get.scope == Scope::Tree;
+        let list = get.select == Select::Children;
         if list && self.is(Bend::ListsAreForbidden) && self.calls() > 1 {
             return Err(Error::new(ErrorKind::Unauthorized, "no permission").at(&get.key));
         }

@@ -184,3 +184,25 @@ async fn a_renewal_that_finds_the_key_gone_is_a_loss_at_once() {
     let loss = tokio::time::timeout(TTL / 2, guard.lost()).await;
     assert_eq!(loss, Ok(Loss::Deleted));
 }
+
+#[tokio::test(start_paused = true)]
+async fn skew_that_a_renewal_tells_of_ends_the_hold_so_much_sooner() {
+    for (skew, held_for) in [(0, 3_965), (1_000, 2_965), (60_000, 1_000)] {
+        let scene = scene();
+        let store = scene.v2like();
+        let link = Faulty::new(store.clone(), 1);
+        let client = scene.client(link.clone());
+        let guard = client.lock("a").acquire().await.unwrap();
+        let start = scene.runtime.clock.now();
+        store.set_skew(Duration::from_millis(skew));
+        // One renewal is answered, a third of a term after the grant.
+        scene.sleep(TTL / 2).await;
+        link.set_odds(Call::Renew, refused());
+        let lost = guard.lost().await;
+        assert_eq!(lost, Loss::Expired);
+        let held = scene.runtime.clock.now().since(start);
+        let expected = Duration::from_millis(held_for.max(1_500));
+        let within = expected - Duration::from_millis(50)..=expected + Duration::from_millis(50);
+        assert!(within.contains(&held), "{skew}: {held:?}");
+    }
+}

@@ -1,5 +1,7 @@
 //! The client: one store, its sessions, its janitor, and the recipes that use them.
 
+#[cfg(feature = "etcd2")]
+mod by_hand;
 mod url;
 
 use std::collections::BTreeMap;
@@ -8,13 +10,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Name, Ttl};
+use crate::recipes::by_hand::HandLock;
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
 use crate::runtime::{Runtime, Tasks};
-use crate::session::{Janitor, Session, SessionState};
-use crate::store::{Layout, Store};
+use crate::session::{Janitor, OwnSession, Session, SessionState};
+use crate::store::{Layout, Scope, Store};
+use crate::watcher::Watcher;
 
 /// A handle on a store, from which recipes are made. Cloning is cheap and shares everything.
 ///
@@ -48,6 +54,8 @@ pub(crate) struct Core {
     tasks: Tasks,
     ttl: Ttl,
     sessions: Mutex<BTreeMap<Ttl, Session>>,
+    /// Closes the sessions that belong to one lock each.
+    own: Mutex<Vec<CancellationToken>>,
     closed: AtomicBool,
     seen: AtomicU64,
 }
@@ -125,6 +133,28 @@ impl Client {
         Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
+    /// The lock of this name to be taken and given back by hand, as python-etcd has it: one object
+    /// with `acquire`, `is_locked`, `renew` and `release`, and a session of its own.
+    ///
+    /// The line is `/_locks/<name>`; one leading `/` of the name is dropped, and others make
+    /// directories, so python-etcd (0.4.1 and later) queues in the same line. That means two names of
+    /// which one continues the other (`a` and `a/b`) share directories; to python, not to us, the
+    /// tickets of `a/b` stand in the line of `a` too. And see [`raw_lock`](Self::raw_lock) about
+    /// python's renewals.
+    ///
+    /// A bad name or TTL (1 s to 24 h) is reported by the first acquire.
+    pub fn get_lock(&self, name: impl AsRef<str>, ttl: Duration) -> HandLock {
+        HandLock::new(self.core.clone(), name.as_ref(), ttl)
+    }
+
+    /// Follows a key, alone or with all below it: what is there now, and every change from then on.
+    /// See [`watcher`](crate::watcher) for what is promised.
+    ///
+    /// Belongs to whoever polls it: a [`shutdown`](Self::shutdown) does not end it.
+    pub fn follow(&self, key: &Key, scope: Scope) -> Watcher {
+        Watcher::new(self.store().clone(), key.clone(), scope, &self.core.runtime)
+    }
+
     /// What the session that recipes share by default is doing; `None` before its first use. Locks
     /// with a TTL of their own have another.
     ///
@@ -157,6 +187,9 @@ impl Client {
         // First, because it frees most: clean-ups can take all the time there is.
         for session in std::mem::take(&mut *core.sessions()).into_values() {
             session.close();
+        }
+        for closer in std::mem::take(&mut *core.own()) {
+            closer.cancel();
         }
         tokio::select! {
             biased;
@@ -231,6 +264,7 @@ impl ClientBuilder {
             tasks,
             ttl,
             sessions: Mutex::default(),
+            own: Mutex::default(),
             closed: AtomicBool::new(false),
             seen: AtomicU64::new(0),
         };
@@ -240,9 +274,31 @@ impl ClientBuilder {
     }
 }
 
+/// Which session keeps something alive.
+#[derive(Clone, Debug)]
+pub(crate) enum Keep {
+    /// The one that everything of this time-to-live shares.
+    Shared(Ttl),
+    /// One that belongs to one lock.
+    Own(Arc<OwnSession>),
+}
+
+impl Keep {
+    pub(crate) fn ttl(&self) -> Ttl {
+        match self {
+            Self::Shared(ttl) => *ttl,
+            Self::Own(own) => own.ttl(),
+        }
+    }
+}
+
 impl Core {
-    /// The session of this time-to-live; a new one if there is none or it is over.
-    pub(crate) fn session(&self, ttl: Ttl) -> Result<Session> {
+    /// The session that keeps this alive; a new one if there is none or it is over.
+    pub(crate) fn session(&self, keep: &Keep) -> Result<Session> {
+        let ttl = match keep {
+            Keep::Shared(ttl) => *ttl,
+            Keep::Own(own) => return own.get(|ttl| self.own_session(ttl)),
+        };
         let mut sessions = self.sessions();
         // With the lock held: a shutdown that comes now finds what is put in below.
         self.open()?;
@@ -251,6 +307,16 @@ impl Core {
         }
         let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
         sessions.insert(ttl, session.clone());
+        Ok(session)
+    }
+
+    fn own_session(&self, ttl: Ttl) -> Result<Session> {
+        let mut own = self.own();
+        // With the lock held, as above.
+        self.open()?;
+        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
+        own.retain(|closer| !closer.is_cancelled());
+        own.push(session.closer());
         Ok(session)
     }
 
@@ -275,6 +341,10 @@ impl Core {
     /// The latest index that this client knows of.
     pub(crate) fn seen(&self) -> Option<Index> {
         Index::new(self.seen.load(Ordering::Acquire))
+    }
+
+    fn own(&self) -> MutexGuard<'_, Vec<CancellationToken>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sessions(&self) -> MutexGuard<'_, BTreeMap<Ttl, Session>> {

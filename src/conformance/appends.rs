@@ -4,7 +4,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::subject::{Checked, Subject, names, refused};
 use crate::error::ErrorKind;
-use crate::key::Key;
+use crate::key::{Key, Tag};
 use crate::store::{Append, Expiry, Naming, Node, StoreExt, Withdraw};
 
 checks![
@@ -15,7 +15,51 @@ checks![
     an_append_named_by_its_tag_happens_once,
     an_append_below_a_file_is_refused,
     an_append_goes_to_its_own_directory,
+    a_raw_append_is_stored_as_it_is_and_in_order,
+    a_raw_append_is_not_withdrawn,
 ];
+
+async fn a_raw_append_is_stored_as_it_is_and_in_order(on: Subject) -> Checked {
+    let dir = on.key("queue")?;
+    let mut appended = Vec::new();
+    for body in ["test", "", "same", "same", " two words & more"] {
+        let answer = on
+            .append(Append::raw(dir.clone(), body, Expiry::Never))
+            .await?;
+        ensure_eq!(answer.node.text(), Some(body), "the value");
+        ensure_eq!(answer.node.key.parent(), Some(dir.clone()), "where it is");
+        appended.push(answer.node);
+    }
+    ensure_eq!(
+        on.children(&dir).await?,
+        appended,
+        "in the order of the appends"
+    );
+    Ok(())
+}
+
+async fn a_raw_append_is_not_withdrawn(on: Subject) -> Checked {
+    let dir = on.key("queue")?;
+    let node = on
+        .append(Append::raw(dir.clone(), "x", Expiry::Never))
+        .await?
+        .node;
+    let withdraw = Withdraw::new(dir.clone(), Tag::NONE, Naming::Raw);
+    for withdraw in [withdraw.clone(), withdraw.node(node.clone())] {
+        refused(
+            on.withdraw(withdraw).await,
+            ErrorKind::Unsupported,
+            "of a raw append",
+        )?;
+    }
+    // And it leaves no mark that refuses others.
+    on.append(Append::raw(dir.clone(), "y", Expiry::Never))
+        .await?;
+    let nodes = on.children(&dir).await?;
+    ensure_eq!(nodes.len(), 2, "nodes in the queue");
+    ensure_eq!(nodes.first(), Some(&node), "the first is still there");
+    Ok(())
+}
 
 async fn a_ticket_is_read_back_as_it_was_given(on: Subject) -> Checked {
     let (layout, line) = (on.about().layout, on.key("line")?);

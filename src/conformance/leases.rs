@@ -10,7 +10,7 @@ use crate::error::ErrorKind;
 use crate::key::{LeaseId, Ttl};
 use crate::runtime::Instant;
 use crate::store::{
-    Append, Attached, Expiry, Grant, KeyRenewal, Node, Put, Renew, Renewed, StoreExt,
+    Append, Attached, Condition, Expiry, Grant, KeyRenewal, Node, Put, Renew, Renewed, StoreExt,
 };
 
 checks![
@@ -22,6 +22,7 @@ checks![
     a_revocation_takes_the_keys_of_this_lease_only,
     a_revocation_can_be_repeated,
     a_revocation_spares_what_took_a_keys_place,
+    a_key_written_with_another_lease_outlives_the_first,
     a_key_deleted_by_hand_is_gone_to_a_renewal,
     a_key_taken_over_is_gone_to_a_renewal,
     a_key_that_is_not_listed_is_renewed_only_with_the_whole_lease,
@@ -223,6 +224,29 @@ async fn keep(on: &Subject, lease: LeaseId, nodes: &[&Node], until: Instant) -> 
         renew(on, lease, nodes).await?;
         on.clock.sleep(Duration::from_millis(250)).await;
     }
+    Ok(())
+}
+
+async fn a_key_written_with_another_lease_outlives_the_first(on: Subject) -> Checked {
+    let ((first, _), (second, _)) = (long_lease(&on).await?, long_lease(&on).await?);
+    let node = hang(&on, "k", first).await?;
+    let pinned = Condition::Both {
+        value: node.value.clone(),
+        index: node.modified,
+    };
+    let put = Put::new(node.key.clone(), node.value.clone(), Expiry::With(second));
+    let moved = on.put(put.when(pinned)).await?.node;
+    ensure_eq!(moved.created, node.created, "it is the same node");
+    on.revoke(first).await?;
+    ensure!(
+        on.node(&node.key).await?.is_some(),
+        "the lease that it had took it along"
+    );
+    let renewed = renew(&on, second, &[&moved]).await?;
+    let gone = answer(&renewed, &moved) == Some(KeyRenewal::Gone);
+    ensure!(!gone, "it hangs on the second: {renewed:?}");
+    on.revoke(second).await?;
+    ensure_eq!(on.node(&node.key).await?, None, "and ends with that");
     Ok(())
 }
 

@@ -61,6 +61,7 @@ mod keys;
 mod leases;
 mod reads;
 mod subject;
+mod trees;
 mod watches;
 mod withdrawals;
 mod writes;
@@ -125,6 +126,7 @@ fn together() -> impl Iterator<Item = &'static Check> {
         appends::CHECKS,
         withdrawals::CHECKS,
         reads::CHECKS,
+        trees::CHECKS,
         keys::CHECKS,
         writes::CHECKS,
         deletes::CHECKS,

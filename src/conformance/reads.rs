@@ -28,6 +28,8 @@ async fn absence_is_an_empty_view(on: Subject) -> Checked {
     for get in [
         Get::node(on.key("nothing")?),
         Get::children(on.key("nothing")?),
+        Get::tree(on.key("nothing")?),
+        Get::tree(on.key("there/below")?),
         Get::node(on.key("nothing/deep/down")?),
         Get::children(on.key("nothing/deep/down")?),
         Get::node(on.key("there/below")?),

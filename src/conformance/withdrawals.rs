@@ -20,6 +20,7 @@ fn append(dir: &Key, tag: Tag, naming: Naming) -> Append {
     match naming {
         Naming::Ticket => Append::ticket(dir.clone(), tag, Expiry::Never).body("body"),
         Naming::Tag => Append::tagged(dir.clone(), tag, "body", Expiry::Never),
+        Naming::Raw => Append::raw(dir.clone(), "body", Expiry::Never),
     }
 }
 

@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Ttl};
 use crate::store::{
     About, Append, Appended, Change, Commit, Committed, Delete, Deleted, Freshness, Get, Grant,
-    Granted, Layout, Naming, Page, Put, Renew, Renewed, Scope, Store, Update, Updates, View, Watch,
-    Withdraw, Withdrawn, Written,
+    Granted, Layout, Naming, Page, Put, Renew, Renewed, Select, Store, Update, Updates, View,
+    Watch, Withdraw, Withdrawn, Written,
 };
 use crate::store::{Event as StoreEvent, Node as StoreNode};
 
@@ -68,6 +68,7 @@ impl Store for Embedded {
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
+        withdraw.check(NAME)?;
         let withdrawn = self.shared.turn(|core| {
             let removed = core.withdraw(&withdraw)?;
             Ok(Withdrawn::new(core.index(), removed, true))
@@ -180,9 +181,10 @@ fn view(core: &Core, get: &Get) -> Result<View> {
         let error = Error::new(ErrorKind::ClusterChanged, text);
         return Err(place(error, "get", &get.key).seen_at(core.index()));
     }
-    let (nodes, more) = match get.scope {
-        Scope::Node => (core.peek(&get.key).into_iter().collect(), false),
-        Scope::Tree => {
+    let (nodes, more) = match get.select {
+        Select::Node => (core.peek(&get.key).into_iter().collect(), false),
+        Select::Tree => tree(core, get),
+        Select::Children => {
             let after = match &get.page {
                 Some(Page {
                     after: Some(after), ..
@@ -204,6 +206,33 @@ fn view(core: &Core, get: &Get) -> Result<View> {
         project(&node, core.age())
     });
     Ok(View::new(core.index(), nodes.collect()).and_more(more))
+}
+
+/// The node and all below it, or a page of them, in key order; and whether there are more.
+fn tree(core: &Core, get: &Get) -> (Vec<Node>, bool) {
+    let mut nodes = Vec::new();
+    if let Ok(top) = core.read(&get.key, true) {
+        flatten(top, &mut nodes);
+    }
+    // The tree goes segment by segment, where `a/x` comes before `a-b`.
+    nodes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    let Some(page) = &get.page else {
+        return (nodes, false);
+    };
+    if let Some(after) = &page.after {
+        nodes.retain(|node| node.key > *after);
+    }
+    let more = nodes.len() > page.limit.get();
+    nodes.truncate(page.limit.get());
+    (nodes, more)
+}
+
+fn flatten(mut node: Node, into: &mut Vec<Node>) {
+    let below = std::mem::take(&mut node.nodes);
+    into.push(node);
+    for node in below {
+        flatten(node, into);
+    }
 }
 
 /// The name of the child of `dir` that a page begins after.

@@ -8,8 +8,10 @@ use http::HeaderValue;
 
 use super::Etcd2;
 use super::access::Accepted;
+use super::clocks::Warned;
 use super::driver::{Driver, Options};
 use super::lease::Leases;
+use super::members::Members;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
 use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Tls, Transport};
@@ -30,6 +32,7 @@ pub struct Builder {
     max_skew: Duration,
     poll_period: Duration,
     watch_patience: Duration,
+    watchdog_period: Duration,
     idle_timeout: Duration,
     max_idle: usize,
     dialer: Arc<dyn Dial>,
@@ -51,6 +54,7 @@ impl Builder {
             max_skew: Duration::from_millis(500),
             poll_period: Duration::from_secs(30),
             watch_patience: Duration::from_secs(10),
+            watchdog_period: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(60),
             max_idle: 16,
             dialer: Arc::new(Tcp::new()),
@@ -67,6 +71,7 @@ impl Builder {
     }
 
     /// What TLS trusts, and the certificate that it shows. Default: the system's roots, and none.
+    /// Without any `https` endpoint they are refused: whoever gives them means to be encrypted.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
         self
@@ -86,16 +91,19 @@ impl Builder {
         self
     }
 
-    /// Whether a server that fails gives way to the next. Default: yes. With no, the first
-    /// endpoint is the only one that is ever asked.
+    /// Whether a server that fails gives way to the next. Default: yes. For five seconds it comes
+    /// after those that did not fail; none is ever left out. With no, the first endpoint is the
+    /// only one that is ever asked.
     pub fn allow_reconnect(mut self, allow: bool) -> Self {
         self.allow_reconnect = allow;
         self
     }
 
     /// Whether redirects are followed: at most five, to the same scheme, with the same method and
-    /// body, and without the credentials when they lead to a host that was not given. Default:
-    /// yes. etcd itself redirects only paths that it would clean.
+    /// body, and without the credentials when they lead to a server that is not among the
+    /// endpoints. Default: yes. A redirect that is not followed is a
+    /// [`Protocol`](ErrorKind::Protocol) error that says where it points. etcd itself redirects
+    /// only paths that it would clean.
     pub fn allow_redirect(mut self, allow: bool) -> Self {
         self.allow_redirect = allow;
         self
@@ -103,7 +111,9 @@ impl Builder {
 
     /// Whether only the given endpoints are asked, as behind proxies or a load balancer.
     /// Default: yes. With no, the client addresses that the members advertise are learned with
-    /// the first request, and again each minute; they come after the given ones.
+    /// the first request, and again each minute and after a failover; they come after the given
+    /// ones. Only addresses of the same scheme are taken. Costs one operation in a minute one
+    /// request more, and at most half a second; an answer that cannot be read changes nothing.
     pub fn use_proxies(mut self, only_given: bool) -> Self {
         self.use_proxies = only_given;
         self
@@ -121,6 +131,11 @@ impl Builder {
     /// etcd v2 keeps the end of a time-to-live as a wall-clock time: the member that receives a
     /// write stamps it, the leader expires it. Deadlines leave this much besides their usual
     /// margin; members that differ by more can let a lock go before its holder knows.
+    ///
+    /// Answers show the members' clocks. If they prove that these differ by more than this, the
+    /// proven difference is used instead, which is traced as a warning, once; and a lease whose
+    /// time-to-live is not more than twice that is refused. With more than one endpoint, a grant
+    /// asks those for `/version` that have not been heard of for a minute, for at most 500 ms.
     pub fn max_skew(mut self, skew: Duration) -> Self {
         self.max_skew = skew;
         self
@@ -137,6 +152,15 @@ impl Builder {
     /// error. Default: 10 s.
     pub fn watch_patience(mut self, patience: Duration) -> Self {
         self.watch_patience = patience;
+        self
+    }
+
+    /// How often the server of an open watch is asked whether it still has a leader, if there is
+    /// more than one endpoint: one that is cut off from the others keeps a watch open and never
+    /// speaks. Default: 3 s. Costs one GET of `{version_prefix}/members/leader` a period for each
+    /// endpoint that is watched, however many watches there are, and no write.
+    pub fn watchdog_period(mut self, period: Duration) -> Self {
+        self.watchdog_period = period;
         self
     }
 
@@ -177,9 +201,14 @@ impl Builder {
     ///
     /// # Errors
     /// `InvalidOptions`: an endpoint that is no `http(s)://host:port`, none at all, `https`
-    /// without a TLS feature, a timeout of zero.
+    /// without a TLS feature, TLS options without `https`, a file of theirs that cannot be read or
+    /// does not hold what it should, a timeout of zero.
     pub fn build(self) -> Result<Etcd2> {
-        for (name, duration) in [("timeout", self.timeout), ("poll_period", self.poll_period)] {
+        for (name, duration) in [
+            ("timeout", self.timeout),
+            ("poll_period", self.poll_period),
+            ("watchdog_period", self.watchdog_period),
+        ] {
             if duration < Duration::from_millis(1) {
                 let text = format!("{name} is {duration:?}: it must be at least 1 ms");
                 return Err(Error::new(ErrorKind::InvalidOptions, text));
@@ -192,7 +221,7 @@ impl Builder {
         };
         let user = credentials.as_ref().map(|it| it.user.clone());
         let authorization = credentials.map(|it| basic(&it)).transpose()?;
-        let origins: Vec<&str> = endpoints.iter().map(|it| &*it.origin).collect();
+        let origins: Vec<&str> = endpoints.given().iter().map(|it| &*it.origin).collect();
         let name = format!("etcd2 {}", origins.join(",")).into();
         let transport = Transport::new(Config {
             endpoints,
@@ -201,7 +230,6 @@ impl Builder {
             authorization,
             failover: self.allow_reconnect,
             redirect: self.allow_redirect,
-            discover: !self.use_proxies,
             timeout: self.timeout,
             idle_timeout: self.idle_timeout,
             max_idle: self.max_idle,
@@ -214,7 +242,10 @@ impl Builder {
             max_skew: self.max_skew,
             poll_period: self.poll_period,
             watch_patience: self.watch_patience,
+            watchdog_period: self.watchdog_period,
             leases: Leases::default(),
+            members: Members::default(),
+            warned: Warned::default(),
             cluster: self
                 .expected_cluster_id
                 .map_or_else(OnceLock::new, |id| OnceLock::from(id.into_boxed_str())),
@@ -241,6 +272,7 @@ impl fmt::Debug for Builder {
             .field("max_skew", &self.max_skew)
             .field("poll_period", &self.poll_period)
             .field("watch_patience", &self.watch_patience)
+            .field("watchdog_period", &self.watchdog_period)
             .field("dialer", &self.dialer)
             .finish_non_exhaustive()
     }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use http::{HeaderMap, Method};
 
 use super::access::Accepted;
+use super::clocks::Warned;
 use super::error::{Access, refused, unreadable};
 use super::lease::Leases;
+use super::members::Members;
 use super::request::{self, Params};
 use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +26,10 @@ pub(super) struct Driver {
     pub(super) max_skew: Duration,
     pub(super) poll_period: Duration,
     pub(super) watch_patience: Duration,
+    pub(super) watchdog_period: Duration,
     pub(super) leases: Leases,
+    pub(super) members: Members,
+    pub(super) warned: Warned,
     /// The cluster that the first answer came from.
     pub(super) cluster: OnceLock<Box<str>>,
     pub(super) options: Options,
@@ -50,7 +55,15 @@ pub(super) struct Reply {
     /// The server's index when it answered.
     pub(super) index: Index,
     pub(super) body: Body,
+    pub(super) raft: Raft,
     pub(super) server: Arc<str>,
+}
+
+/// Where raft was, as far as the server tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Raft {
+    pub(super) index: Option<u64>,
+    pub(super) term: Option<u64>,
 }
 
 impl Driver {
@@ -94,6 +107,7 @@ impl Driver {
         skip: usize,
         deadline: Instant,
     ) -> Result<Answer> {
+        self.refresh_members(deadline).await;
         let answer = self.transport.call(call, repeat, skip, deadline).await?;
         let place = |error: Error| error.on(&*answer.server);
         self.check_cluster(&answer.headers).map_err(place)?;
@@ -119,10 +133,11 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Reply> {
         let answer = self.ask(call, access, repeat, skip, deadline).await?;
-        let server = answer.server;
+        let server = answer.server.clone();
         let place = |error: Error| error.on(&*server);
         let body = serde_json::from_slice(&answer.body)
             .map_err(|cause| place(unreadable(&answer.body, access, cause)))?;
+        self.note_expiration(call, &answer, &body);
         let index = etcd_index(&answer.headers).ok_or_else(|| {
             let text = "the answer has no X-Etcd-Index: is this an etcd v2 endpoint?";
             place(Error::new(access.misunderstood(), text))
@@ -130,6 +145,7 @@ impl Driver {
         Ok(Reply {
             index,
             body,
+            raft: raft(&answer.headers),
             server,
         })
     }
@@ -153,6 +169,17 @@ impl Driver {
 
 /// The index that an answer's headers tell; a zero there means that the server does not say.
 pub(super) fn etcd_index(headers: &HeaderMap) -> Option<Index> {
-    let text = headers.get("x-etcd-index")?.to_str().ok()?;
-    Index::new(text.parse().ok()?)
+    Index::new(number(headers, "x-etcd-index")?)
+}
+
+/// Where raft was, as an answer's headers tell.
+pub(super) fn raft(headers: &HeaderMap) -> Raft {
+    Raft {
+        index: number(headers, "x-raft-index"),
+        term: number(headers, "x-raft-term"),
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
 }

@@ -10,7 +10,10 @@
 //! | 107 root is read only | `RootReadOnly` |
 //! | 108 directory not empty | `DirectoryNotEmpty` |
 //! | 110 insufficient credentials | `Unauthorized` |
-//! | 210 invalid form (too large) | `InvalidValue` |
+//! | 106 reserved key | `InvalidKey` |
+//! | 201 empty prevValue, 210 invalid form (too large) | `InvalidValue` |
+//! | 202 TTL is no number | `InvalidTtl` |
+//! | 200, 203–209, 211, 212 | `InvalidOptions` |
 //! | 300 raft, 301 election, any other HTTP 5xx | `Ambiguous` for a write, `Unavailable` for a read |
 //! | 401 event index cleared (in an HTTP 400) | `HistoryLost` |
 //! | 400 watcher cleared | `Unavailable` |
@@ -43,7 +46,7 @@ impl Access {
 /// The error for an answer that is not a success.
 pub(super) fn refused(status: StatusCode, body: &[u8], access: Access) -> Error {
     match serde_json::from_slice::<Refusal>(body) {
-        Ok(refusal) => stated(status, &refusal, access),
+        Ok(refusal) => stated(status, refusal, access),
         Err(_) => stranger(status, body, access),
     }
 }
@@ -57,7 +60,7 @@ pub(super) fn unreadable(body: &[u8], access: Access, cause: serde_json::Error) 
     Error::new(access.misunderstood(), text).caused_by(cause)
 }
 
-fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {
+fn stated(status: StatusCode, refusal: Refusal, access: Access) -> Error {
     let lost = match access {
         Access::Read => ErrorKind::Unavailable,
         Access::Write => ErrorKind::Ambiguous,
@@ -68,10 +71,13 @@ fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {
         Some(102) => ErrorKind::NotAFile,
         Some(104) => ErrorKind::NotADirectory,
         Some(105) => ErrorKind::AlreadyExists,
+        Some(106) => ErrorKind::InvalidKey,
         Some(107) => ErrorKind::RootReadOnly,
         Some(108) => ErrorKind::DirectoryNotEmpty,
         Some(110) => ErrorKind::Unauthorized,
-        Some(210) => ErrorKind::InvalidValue,
+        Some(201 | 210) => ErrorKind::InvalidValue,
+        Some(202) => ErrorKind::InvalidTtl,
+        Some(200..=212) => ErrorKind::InvalidOptions,
         Some(400) => ErrorKind::Unavailable,
         Some(401) => ErrorKind::HistoryLost,
         Some(300 | 301) => lost,
@@ -88,10 +94,11 @@ fn stated(status: StatusCode, refusal: &Refusal, access: Access) -> Error {
     if let Some(code) = refusal.code {
         error = error.with_code(code);
     }
-    match Index::new(refusal.index) {
+    let error = match Index::new(refusal.index) {
         Some(index) => error.seen_at(index),
         None => error,
-    }
+    };
+    error.with_words(refusal.message, refusal.cause)
 }
 
 /// What a refusal of the auth, members or stats API means, which have no codes.
@@ -166,7 +173,15 @@ mod tests {
             (400, 107, ErrorKind::RootReadOnly),
             (403, 108, ErrorKind::DirectoryNotEmpty),
             (401, 110, ErrorKind::Unauthorized),
-            (400, 203, ErrorKind::Protocol),
+            (400, 106, ErrorKind::InvalidKey),
+            (400, 200, ErrorKind::InvalidOptions),
+            (400, 201, ErrorKind::InvalidValue),
+            (400, 202, ErrorKind::InvalidTtl),
+            (400, 203, ErrorKind::InvalidOptions),
+            (400, 209, ErrorKind::InvalidOptions),
+            (400, 210, ErrorKind::InvalidValue),
+            (400, 212, ErrorKind::InvalidOptions),
+            (400, 404, ErrorKind::Protocol),
             (500, 300, ErrorKind::Ambiguous),
             (500, 301, ErrorKind::Ambiguous),
             (400, 401, ErrorKind::HistoryLost),
@@ -178,6 +193,9 @@ mod tests {
             assert_eq!(error.kind(), expected, "{code}");
             assert_eq!(error.code(), Some(code));
             assert_eq!(error.index(), Index::new(33));
+            assert_eq!(error.server_message(), Some("M"));
+            assert_eq!(error.server_cause(), Some("/c"));
+            assert_eq!(error.to_string().matches("/c").count(), 1, "{error}");
         }
     }
 

@@ -124,15 +124,14 @@ impl Leases {
 }
 
 impl Attaching<'_> {
-    /// It was written at this index.
+    /// It was written at this index, and hangs on no other lease any more.
     pub(super) fn landed(self, index: Index) {
-        if let Some(held) = self
-            .leases
-            .lock()
-            .get_mut(&self.lease)
-            .and_then(|it| it.keys.get_mut(&self.key))
-        {
-            held.index = Some(index);
+        for (id, lease) in self.leases.lock().iter_mut() {
+            if *id != self.lease {
+                lease.keys.remove(&self.key);
+            } else if let Some(held) = lease.keys.get_mut(&self.key) {
+                held.index = Some(index);
+            }
         }
     }
 
@@ -150,8 +149,13 @@ impl Attaching<'_> {
 }
 
 impl Driver {
-    pub(super) fn grant(&self, grant: &Grant) -> Granted {
+    /// # Errors
+    /// `InvalidTtl`: the members' clocks provably differ by half of it or more.
+    pub(super) async fn grant(&self, grant: &Grant) -> Result<Granted> {
         let ttl = grant.ttl.round_up();
+        self.ask_the_time().await;
+        self.check_ttl(ttl)?;
+        let skew = self.skew();
         let mut leases = self.leases.lock();
         let lease = leases.entry(grant.lease).or_insert_with(|| Lease {
             ttl,
@@ -160,7 +164,7 @@ impl Driver {
         });
         lease.ttl = ttl;
         lease.revoked = false;
-        Granted::new(ttl).with_skew(self.max_skew)
+        Ok(Granted::new(ttl).with_skew(skew))
     }
 
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
@@ -184,7 +188,9 @@ impl Driver {
         let all_unknown = keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown);
         match first_error {
             Some(error) if all_unknown => Err(no_answer(error)),
-            _ => Ok(Renewed::new(ttl, renew.at).with_keys(keys)),
+            _ => Ok(Renewed::new(ttl, renew.at)
+                .with_keys(keys)
+                .with_skew(self.skew())),
         }
     }
 

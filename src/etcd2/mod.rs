@@ -18,6 +18,8 @@
 //! * A time-to-live is measured by wall clocks, in whole seconds, and ends up to half a second
 //!   late: see [`Builder::max_skew`]. A node whose time has run out but that is not swept yet is
 //!   not reported by reads; conditions still meet it.
+//! * A tree is read in one answer, of any size: etcd v2 cannot page. One that is nested more than 60
+//!   directories deep is `Protocol`, because its JSON is nested twice as deep.
 //! * Listing the children of a file is `NotADirectory`; a key below a file is simply not there.
 //! * A watch moves on only while it is read. One that is left alone after an event while more than
 //!   1,000 others happen in the store ends with `HistoryLost`.
@@ -26,11 +28,18 @@
 mod access;
 mod builder;
 pub mod client;
+mod clocks;
+mod code;
 mod driver;
 mod error;
 mod lease;
+mod members;
 mod read;
 mod request;
+#[cfg(feature = "srv")]
+mod srv;
+mod time;
+mod updates;
 mod watch;
 mod wire;
 mod write;
@@ -42,7 +51,11 @@ use async_trait::async_trait;
 
 pub use builder::Builder;
 pub use client::Client;
+pub use code::Code;
 use driver::Driver;
+#[cfg(feature = "srv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
+pub use srv::{Service, Srv};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
@@ -75,8 +88,9 @@ impl Etcd2 {
     /// Asks whether there is an etcd with a v2 API: one local read of a key that nobody has.
     ///
     /// # Errors
-    /// `Unreachable` names every endpoint and why, after the operation timeout; `Unsupported` is an etcd without v2;
-    /// `Protocol` is something else; `Unauthorized` refuses the user.
+    /// `Unreachable` names every endpoint and why, after the operation timeout; `Untrusted` does so
+    /// at once, if TLS finds trust nowhere; `Unsupported` is an etcd without v2; `Protocol` is
+    /// something else; `Unauthorized` refuses the user.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -127,6 +141,7 @@ impl Store for Etcd2 {
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
+        withdraw.check(self.name())?;
         let outcome = self.0.withdraw(&withdraw).await;
         outcome.map_err(|it| it.during("withdraw").at(&withdraw.dir))
     }
@@ -137,7 +152,7 @@ impl Store for Etcd2 {
     }
 
     fn watch(&self, watch: Watch) -> Updates {
-        watch::updates(self.0.clone(), watch)
+        updates::updates(self.0.clone(), watch)
     }
 
     async fn commit(&self, _: Commit) -> Result<Committed> {
@@ -146,7 +161,8 @@ impl Store for Etcd2 {
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {
-        Ok(self.0.grant(&grant))
+        let outcome = self.0.grant(&grant).await;
+        outcome.map_err(|it| it.during("grant"))
     }
 
     async fn renew(&self, renew: Renew) -> Result<Renewed> {

@@ -11,12 +11,13 @@ use super::wire::RawNode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Instant;
-use crate::store::{Freshness, Get, Node, Scope, View};
+use crate::store::{Freshness, Get, Node, Select, View};
 
 impl Driver {
     pub(super) async fn get(&self, get: &Get) -> Result<View> {
         let deadline = self.deadline();
-        match self.fetch(&get.key, get.freshness, deadline).await? {
+        let all = get.select == Select::Tree;
+        match self.find(&get.key, all, get.freshness, deadline).await? {
             Found::Nothing(index) => Ok(View::new(index, Vec::new())),
             Found::Reply(reply) => view(get, *reply),
         }
@@ -41,14 +42,30 @@ impl Driver {
         })
     }
 
+    /// The node and its direct children.
     pub(super) async fn fetch(
         &self,
         key: &Key,
         freshness: Freshness,
         deadline: Instant,
     ) -> Result<Found> {
-        let local = self.query(Method::GET, key, &Params::new())?;
-        let quorum = self.query(Method::GET, key, &Params::new().flag("quorum"))?;
+        self.find(key, false, freshness, deadline).await
+    }
+
+    async fn find(
+        &self,
+        key: &Key,
+        all_below: bool,
+        freshness: Freshness,
+        deadline: Instant,
+    ) -> Result<Found> {
+        let params = if all_below {
+            Params::new().flag("recursive")
+        } else {
+            Params::new()
+        };
+        let local = self.query(Method::GET, key, &params)?;
+        let quorum = self.query(Method::GET, key, &params.flag("quorum"))?;
         let least = match freshness {
             Freshness::Any => return self.found(self.read(&local, 0, deadline).await),
             Freshness::Linearizable => return self.found(self.read(&quorum, 0, deadline).await),
@@ -115,14 +132,20 @@ impl Found {
 fn view(get: &Get, reply: Reply) -> Result<View> {
     let index = reply.index;
     let top = reply.body.node;
-    let nodes = match get.scope {
-        Scope::Node => live(top, index).into_iter().collect(),
-        Scope::Tree => {
+    let nodes = match get.select {
+        Select::Node => live(top, index).into_iter().collect(),
+        Select::Tree => {
+            let mut nodes = Vec::new();
+            flatten(top, index, &mut nodes);
+            part(get, nodes)
+        }
+        Select::Children => {
             if top.is_file() {
                 let text = "this is a file and has no children";
                 return Err(Error::new(ErrorKind::NotADirectory, text).seen_at(index));
             }
-            children(get, top, index)
+            let children = top.nodes.into_iter();
+            part(get, children.filter_map(|it| live(it, index)).collect())
         }
     };
     let nodes = nodes.into_iter().map(|node| Node {
@@ -136,21 +159,86 @@ fn view(get: &Get, reply: Reply) -> Result<View> {
     Ok(View::new(index, nodes.collect()))
 }
 
-/// All direct children: etcd v2 cannot page.
-fn children(get: &Get, top: RawNode, index: Index) -> Vec<Node> {
+/// What of these was asked for, in order. All after a page's beginning: etcd v2 cannot page.
+fn part(get: &Get, mut nodes: Vec<Node>) -> Vec<Node> {
     let after = get.page.as_ref().and_then(|page| page.after.as_ref());
-    let mut nodes: Vec<Node> = top
-        .nodes
-        .into_iter()
-        .filter_map(|it| live(it, index))
-        .filter(|it| !it.key.is_hidden_below(&get.key))
-        .filter(|it| after.is_none_or(|after| it.key > *after))
-        .collect();
+    nodes.retain(|it| !it.key.is_hidden_below(&get.key));
+    nodes.retain(|it| after.is_none_or(|after| it.key > *after));
     nodes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     nodes
+}
+
+/// The node and all below it, without what has run out of time. No deeper than JSON may be nested,
+/// which the parser bounds.
+fn flatten(mut top: RawNode, index: Index, into: &mut Vec<Node>) {
+    if top.is_expired() {
+        return; // and with a directory all in it
+    }
+    let below = std::mem::take(&mut top.nodes);
+    into.extend(top.node(index));
+    for node in below {
+        flatten(node, index, into);
+    }
 }
 
 /// The node, unless its time has run out.
 fn live(raw: RawNode, index: Index) -> Option<Node> {
     (!raw.is_expired()).then(|| raw.node(index)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd2::wire::Body;
+
+    /// The keys of a tree of `/t`, from an answer's body.
+    fn tree(get: &Get, node: &str) -> Vec<String> {
+        let body = format!(r#"{{"action":"get","node":{node}}}"#);
+        let body: Body = serde_json::from_str(&body).unwrap();
+        let index = Index::new(9).unwrap();
+        let mut nodes = Vec::new();
+        flatten(body.node, index, &mut nodes);
+        let nodes = part(get, nodes).into_iter();
+        nodes.map(|it| it.key.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_tree_has_nothing_of_a_directory_whose_time_has_run_out() {
+        let get = Get::tree(Key::new("/t").unwrap());
+        let file = |key: &str| {
+            format!(r#"{{"key":"{key}","value":"","modifiedIndex":5,"createdIndex":5}}"#)
+        };
+        let dir = |key: &str, more: &str, nodes: &[String]| {
+            let nodes = nodes.join(",");
+            format!(
+                r#"{{"key":"{key}","dir":true,{more}"modifiedIndex":5,"createdIndex":5,"nodes":[{nodes}]}}"#
+            )
+        };
+        let over = r#""expiration":"2026-11-22T08:16:58Z","ttl":-1,"#;
+        let left = r#""expiration":"2026-11-22T08:16:58Z","ttl":3,"#;
+        let gone = dir(
+            "/t/gone",
+            over,
+            &[
+                file("/t/gone/a"),
+                dir("/t/gone/b", "", &[file("/t/gone/b/c")]),
+            ],
+        );
+        let there = dir("/t/there", left, &[file("/t/there/a")]);
+        let all = dir("/t", "", &[there, gone, file("/t/a-b"), file("/t/a")]);
+        let wanted = ["/t", "/t/a", "/t/a-b", "/t/there", "/t/there/a"];
+        assert_eq!(tree(&get, &all), wanted);
+    }
+
+    #[test]
+    fn a_page_of_a_tree_is_all_after_its_beginning() {
+        let limit = std::num::NonZeroUsize::MIN;
+        let (key, after) = (Key::new("/t").unwrap(), Key::new("/t/a").unwrap());
+        let page = crate::store::Page::after(limit, after, Index::new(5).unwrap());
+        let nodes = r#"{"key":"/t","dir":true,"modifiedIndex":5,"createdIndex":5,"nodes":[
+            {"key":"/t/a","value":"","modifiedIndex":5,"createdIndex":5},
+            {"key":"/t/b","value":"","modifiedIndex":5,"createdIndex":5},
+            {"key":"/t/c","value":"","modifiedIndex":5,"createdIndex":5}]}"#;
+        assert_eq!(tree(&Get::tree(key).page(page), nodes), ["/t/b", "/t/c"]);
+    }
 }

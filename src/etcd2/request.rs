@@ -16,6 +16,8 @@ use crate::transport::{Call, Payload};
 
 /// The longest request line that is sent, in bytes.
 const LINE_LIMIT: usize = 4_000;
+/// What parameters other than a value take of it, at most.
+const ROOM: usize = 80;
 /// The largest form that the server reads, in bytes.
 const FORM_LIMIT: usize = 10 << 20;
 
@@ -92,7 +94,7 @@ pub(super) fn query(prefix: &str, method: Method, key: &Key, params: &Params) ->
         target.push('?');
         target.push_str(&params.0);
     }
-    check_line(&method, &target, ErrorKind::InvalidValue)?;
+    check_line(&method, &target)?;
     Ok(Call {
         method,
         target,
@@ -103,7 +105,7 @@ pub(super) fn query(prefix: &str, method: Method, key: &Key, params: &Params) ->
 /// A PUT or POST.
 pub(super) fn form(prefix: &str, method: Method, key: &Key, params: Params) -> Result<Call> {
     let target = path(prefix, key);
-    check_line(&method, &target, ErrorKind::InvalidKey)?;
+    check_line(&method, &target)?;
     if params.0.len() > FORM_LIMIT {
         let text = format!(
             "encoded the request has {} bytes; etcd v2 takes at most 10 MiB",
@@ -147,13 +149,16 @@ fn path(prefix: &str, key: &Key) -> String {
     path
 }
 
-fn check_line(method: &Method, target: &str, or: ErrorKind) -> Result<()> {
-    let length = method.as_str().len() + target.len() + " HTTP/1.1 ".len();
+fn check_line(method: &Method, target: &str) -> Result<()> {
+    let around = method.as_str().len() + "  HTTP/1.1\r\n".len();
+    let length = around + target.len();
     if length <= LINE_LIMIT {
         return Ok(());
     }
-    let kind = if target.contains('?') {
-        or
+    // Only a deletion has a value in its query. If the key leaves room for all else, it is that.
+    let path = target.split('?').next().unwrap_or_default();
+    let kind = if *method == Method::DELETE && around + path.len() <= LINE_LIMIT - ROOM {
+        ErrorKind::InvalidValue
     } else {
         ErrorKind::InvalidKey
     };
@@ -199,6 +204,11 @@ mod tests {
     fn a_request_line_that_would_reset_the_connection_is_refused() {
         let long = Key::new(format!("/{}", " ".repeat(1_500))).unwrap();
         let error = form("/v2", Method::PUT, &long, Params::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidKey);
+        let quorum = Params::new().flag("quorum");
+        let error = query("/v2", Method::GET, &long, &quorum).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidKey);
+        let error = query("/v2", Method::DELETE, &long, &quorum).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidKey);
         let key = Key::new("/a").unwrap();
         let params = Params::new().with("prevValue", &"x".repeat(4_000));

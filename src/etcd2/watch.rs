@@ -1,4 +1,5 @@
-//! The long-poll machine.
+//! The long-poll machine: [`follow`] yields what happens to a key or a tree, in etcd's own words.
+//! The store's updates and the client's watches are projections of it.
 //!
 //! etcd's `stream=true` loses events without a word, so every event is a request of its own: a
 //! GET that is answered when something happens.
@@ -32,40 +33,64 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, BoxStream, StreamExt};
 use http::Method;
 
-use super::driver::{Driver, etcd_index};
+use super::driver::{Driver, Raft, Reply, etcd_index, raft};
 use super::error::{Access, refused};
 use super::request::Params;
 use super::wire::Body;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Index;
+use crate::key::{self, Index, Key};
 use crate::runtime::Instant;
-use crate::store::{Change, Event, Filter, Freshness, Scope, Update, Updates, Watch};
-use crate::transport::{Call, Failure, Opened};
+use crate::store::Freshness;
+use crate::transport::{Endpoint, Failure, Opened};
 
 /// After how long an event that the server has already sent has certainly come.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Follows `watch` until an error.
-pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
+/// What is followed.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) key: Key,
+    /// With everything below it.
+    pub(super) tree: bool,
+    /// The first index that counts; `None` for from now on.
+    pub(super) from: Option<Index>,
+    /// How long to go on without reaching any server; `None` for ever.
+    pub(super) patience: Option<Duration>,
+}
+
+/// What is reported.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// From here on nothing is missed. The first report.
+    Open(Index),
+    /// Something happened at this index. The reply's own index is that of the poll's headers.
+    Event(Index, Box<Reply>),
+    /// Nothing happened up to this index.
+    Progress(Index),
+}
+
+/// Follows `target` until an error.
+pub(super) fn follow(driver: Arc<Driver>, target: Target) -> BoxStream<'static, Result<Report>> {
     let machine = Machine {
-        next: watch.from,
+        next: target.from,
         last: None,
         announced: false,
         trouble: None,
+        distrusted: 0,
         driver,
-        watch,
+        target,
     };
     let start = Some((machine, State::Connecting));
     stream::unfold(start, |running| async move {
         let (mut machine, mut state) = running?;
         loop {
-            let (update, after) = machine.step(state).await;
+            let (report, after) = machine.step(state).await;
             state = after;
-            match update {
-                Some(Ok(update)) => return Some((Ok(update), Some((machine, state)))),
+            match report {
+                Some(Ok(report)) => return Some((Ok(report), Some((machine, state)))),
                 Some(Err(error)) => return Some((Err(error), None)),
                 None => {}
             }
@@ -76,7 +101,7 @@ pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
 
 struct Machine {
     driver: Arc<Driver>,
-    watch: Watch,
+    target: Target,
     /// The first index not accounted for; `None` before the first poll of a watch from now on.
     next: Option<Index>,
     /// The last event.
@@ -85,6 +110,8 @@ struct Machine {
     announced: bool,
     /// Since when nothing works.
     trouble: Option<Trouble>,
+    /// How many servers TLS has found no trust in, one after the other.
+    distrusted: usize,
 }
 
 enum State {
@@ -107,6 +134,8 @@ struct Poll {
     opened: Box<Opened>,
     /// The server's index when it was opened.
     index: Index,
+    /// Where raft was then.
+    raft: Raft,
     /// When its headers came.
     since: Instant,
 }
@@ -116,7 +145,7 @@ struct Trouble {
     pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
 }
 
-type Step = (Option<Result<Update>>, State);
+type Step = (Option<Result<Report>>, State);
 
 impl Machine {
     async fn step(&mut self, state: State) -> Step {
@@ -130,13 +159,13 @@ impl Machine {
 
     async fn connect(&mut self) -> Step {
         let endpoint = self.driver.transport.endpoints().current();
-        match self.open(self.next, endpoint).await {
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => {
-                self.trouble = None;
+                self.settled();
                 let index = poll.index;
                 self.next.get_or_insert(index.next());
                 let first = !std::mem::replace(&mut self.announced, true);
-                let update = first.then_some(Ok(Update::Open(index)));
+                let update = first.then_some(Ok(Report::Open(index)));
                 (update, self.polling(poll))
             }
             Err(error) => self.stumble(error).await,
@@ -145,10 +174,18 @@ impl Machine {
 
     async fn poll(&mut self, mut poll: Poll, renew_at: Instant) -> Step {
         let clock = self.driver.runtime.clock.clone();
+        let endpoint = poll.opened.endpoint.clone();
+        let due = async {
+            tokio::select! {
+                biased;
+                () = clock.sleep_until(renew_at) => {}
+                () = self.driver.cut_off(&endpoint) => {}
+            }
+        };
         tokio::select! {
             biased;
-            body = poll.opened.end() => self.ended(body).await,
-            () = clock.sleep_until(renew_at) => {
+            body = poll.opened.end() => self.ended(&poll, body).await,
+            () = due => {
                 let settled = clock.has_passed(poll.since + SETTLE);
                 let progress = if settled { self.quiet_up_to(poll.index) } else { None };
                 (progress, State::Renewing(poll))
@@ -157,16 +194,16 @@ impl Machine {
     }
 
     async fn renew(&mut self, mut old: Poll) -> Step {
-        let endpoint = old.opened.endpoint;
+        let endpoint = old.opened.endpoint.clone();
         let opened = tokio::select! {
             biased;
-            body = old.opened.end() => return self.ended(body).await,
-            opened = self.successor(endpoint) => opened,
+            body = old.opened.end() => return self.ended(&old, body).await,
+            opened = self.successor(&endpoint) => opened,
         };
         let clock = self.driver.runtime.clock.clone();
         match opened {
             Ok(Successor::Seamless(new)) => {
-                self.trouble = None;
+                self.settled();
                 (None, self.polling(new))
             }
             Ok(Successor::FromNow(new)) => {
@@ -186,7 +223,7 @@ impl Machine {
         tokio::select! {
             biased;
             // Its event comes before whatever the new one has.
-            body = old.opened.end() => self.ended(body).await,
+            body = old.opened.end() => self.ended(&old, body).await,
             () = clock.sleep_until(until) => {
                 // The new poll was opened after its index; nothing is open before that.
                 let progress = self.quiet_up_to(new.index);
@@ -196,21 +233,21 @@ impl Machine {
     }
 
     /// A poll has come to its end: with an event, or broken.
-    async fn ended(&mut self, body: Result<Bytes, Failure>) -> Step {
+    async fn ended(&mut self, poll: &Poll, body: Result<Bytes, Failure>) -> Step {
         let event = match body {
             Ok(body) => parse(&body),
             Err(failure) => Err(broken(failure)),
         };
         match event {
-            Ok((index, event)) => {
-                self.trouble = None;
+            Ok((index, body)) => {
+                self.settled();
                 if self.last.is_some_and(|last| index <= last) {
                     return (None, State::Connecting);
                 }
                 self.last = Some(index);
                 self.next = Some(index.next());
-                let event = event.filter(|it| self.concerns(it));
-                (event.map(|it| Ok(Update::Event(it))), State::Connecting)
+                let report = self.concerns(&body).then(|| poll.event(index, body));
+                (report.map(Ok), State::Connecting)
             }
             Err(error) => self.stumble(error).await,
         }
@@ -227,26 +264,43 @@ impl Machine {
         }
     }
 
+    /// Something works again.
+    fn settled(&mut self) {
+        self.trouble = None;
+        self.distrusted = 0;
+    }
+
     /// For how long to wait after this error; or the error, if it cannot pass or trouble has
     /// lasted for too long.
     fn endure(&mut self, error: Error) -> Result<Duration> {
-        let error = error.during("watch").at(&self.watch.key);
+        let error = error.during("watch").at(&self.target.key);
+        let driver = &self.driver;
+        if error.kind() == ErrorKind::Untrusted {
+            // Among good servers it just gives way to the next.
+            self.distrusted += 1;
+            if self.distrusted < driver.transport.endpoints().len() {
+                return Ok(Duration::ZERO);
+            }
+        }
         if !error.is_transient() {
             return Err(error);
         }
-        let driver = &self.driver;
+        self.distrusted = 0;
         let now = driver.runtime.clock.now();
         let trouble = self.trouble.get_or_insert_with(|| Trouble {
             since: now,
             pauses: Box::new(driver.transport.pauses()),
         });
-        let give_up = trouble.since + driver.watch_patience;
-        if now >= give_up {
+        let left = match self.target.patience {
+            Some(patience) => (trouble.since + patience).since(now),
+            None => Duration::MAX,
+        };
+        if left.is_zero() {
             return Err(error);
         }
-        tracing::debug!(target: "tenure::etcd2", key = %self.watch.key, %error, "watch interrupted");
+        tracing::debug!(target: "tenure::etcd2", key = %self.target.key, %error, "watch interrupted");
         let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
-        Ok(pause.min(give_up.since(now)))
+        Ok(pause.min(left))
     }
 
     fn polling(&self, poll: Poll) -> State {
@@ -255,37 +309,33 @@ impl Machine {
     }
 
     /// Nothing happened up to `index`.
-    fn quiet_up_to(&mut self, index: Index) -> Option<Result<Update>> {
+    fn quiet_up_to(&mut self, index: Index) -> Option<Result<Report>> {
         if self.next.is_some_and(|next| index < next) {
             return None;
         }
         self.next = Some(index.next());
-        Some(Ok(Update::Progress(index)))
+        Some(Ok(Report::Progress(index)))
     }
 
     /// Whether an event belongs into this watch. History answers by the prefix of the text, and
     /// with hidden keys; the directory above a key may go with it.
-    fn concerns(&self, event: &Event) -> bool {
-        let key = &self.watch.key;
-        let is_put = matches!(event.change, Change::Put(_));
-        if is_put && self.watch.filter == Filter::Deletes {
-            return false;
+    fn concerns(&self, body: &Body) -> bool {
+        let (watched, path) = (self.target.key.as_str(), body.node.path());
+        if watched == path || body.action.removes() && key::below(watched, path).is_some() {
+            return true;
         }
-        event.removes(key)
-            || match self.watch.scope {
-                Scope::Node => event.key == *key,
-                Scope::Tree => event.key.is_within(key) && !event.key.is_hidden_below(key),
-            }
+        self.target.tree && key::below(path, watched).is_some_and(|rest| !key::is_hidden(rest))
     }
 
     /// Opens the poll that follows one on this endpoint.
-    async fn successor(&self, old: usize) -> Result<Successor> {
-        let endpoint = self.healthy(old).await;
-        match self.open(self.next, endpoint).await {
+    async fn successor(&self, old: &Arc<Endpoint>) -> Result<Successor> {
+        // A watch on a server that is cut off never fails and never speaks.
+        let endpoint = self.driver.connected(old).await;
+        match self.open(self.next, &endpoint).await {
             Ok(poll) => Ok(Successor::Seamless(poll)),
             // What the old one has not seen only its own server can tell from what has not been.
-            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == old => {
-                let poll = self.open(None, endpoint).await?;
+            Err(error) if error.kind() == ErrorKind::HistoryLost && endpoint == *old => {
+                let poll = self.open(None, &endpoint).await?;
                 if self.next.is_some_and(|next| poll.index < next) {
                     return Err(error);
                 }
@@ -295,42 +345,18 @@ impl Machine {
         }
     }
 
-    /// This endpoint, or the next one if its server is cut off from the others: a watch there
-    /// never fails and never speaks.
-    async fn healthy(&self, endpoint: usize) -> usize {
-        let transport = &self.driver.transport;
-        if transport.endpoints().len() < 2 {
-            return endpoint;
-        }
-        let call = Call {
-            method: Method::GET,
-            target: "/health".into(),
-            payload: None,
-        };
-        match transport.open(&call, endpoint).await {
-            Ok(opened) if opened.status.is_server_error() => endpoint + 1,
-            Ok(mut opened) => {
-                // Read to the end, so that the connection can be used again.
-                match transport.rest(&mut opened).await {
-                    Ok(_) => endpoint,
-                    Err(_) => endpoint + 1,
-                }
-            }
-            Err(_) => endpoint + 1,
-        }
-    }
-
     /// Opens a poll from an index, or from now.
-    async fn open(&self, from: Option<Index>, endpoint: usize) -> Result<Poll> {
+    async fn open(&self, from: Option<Index>, endpoint: &Arc<Endpoint>) -> Result<Poll> {
         let driver = &self.driver;
+        driver.refresh_members(driver.deadline()).await;
         let mut params = Params::new().flag("wait");
-        if self.watch.scope == Scope::Tree {
+        if self.target.tree {
             params = params.flag("recursive");
         }
         if let Some(from) = from {
             params = params.number("waitIndex", from.get());
         }
-        let call = self.driver.query(Method::GET, &self.watch.key, &params)?;
+        let call = self.driver.query(Method::GET, &self.target.key, &params)?;
         let mut opened = driver
             .transport
             .open(&call, endpoint)
@@ -354,10 +380,12 @@ impl Machine {
         {
             self.check_not_restored(from).await?;
         }
+        let raft = raft(&opened.headers);
         let since = driver.runtime.clock.now();
         Ok(Poll {
             opened: Box::new(opened),
             index,
+            raft,
             since,
         })
     }
@@ -368,7 +396,7 @@ impl Machine {
         let found = self
             .driver
             .fetch(
-                &self.watch.key,
+                &self.target.key,
                 Freshness::Linearizable,
                 self.driver.deadline(),
             )
@@ -391,18 +419,35 @@ enum Successor {
     FromNow(Poll),
 }
 
-fn parse(body: &[u8]) -> Result<(Index, Option<Event>)> {
+impl Poll {
+    fn event(&self, index: Index, body: Body) -> Report {
+        let reply = Reply {
+            index: self.index,
+            body,
+            raft: self.raft,
+            server: self.opened.server.clone(),
+        };
+        Report::Event(index, Box::new(reply))
+    }
+}
+
+fn parse(body: &[u8]) -> Result<(Index, Body)> {
     if body.trim_ascii().is_empty() {
         let text = "the server ended the wait without an event";
         return Err(Error::new(ErrorKind::Unavailable, text));
     }
     let body: Body = serde_json::from_slice(body)
         .map_err(|cause| super::error::unreadable(body, Access::Read, cause))?;
-    body.event()
+    let index = Index::new(body.node.modified_index)
+        .ok_or_else(|| Error::new(ErrorKind::Protocol, "an event without an index"))?;
+    Ok((index, body))
 }
 
-fn broken(failure: Failure) -> Error {
+pub(super) fn broken(failure: Failure) -> Error {
     let kind = match failure {
+        Failure {
+            untrusted: true, ..
+        } => ErrorKind::Untrusted,
         Failure { not_http: true, .. } => ErrorKind::Protocol,
         Failure {
             maybe_sent: false, ..

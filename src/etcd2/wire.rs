@@ -5,45 +5,33 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::error::{Error, ErrorKind, Result};
+use super::client::Action;
+use super::time::unix_time;
 use crate::key::{Index, Key};
 use crate::store::{Change, Event, Node};
 
 /// The body of a successful answer, and of a watch.
 #[derive(Debug, Deserialize)]
 pub(super) struct Body {
+    #[serde(deserialize_with = "action")]
     pub(super) action: Action,
     pub(super) node: RawNode,
     #[serde(rename = "prevNode")]
     pub(super) previous: Option<RawNode>,
 }
 
-/// What was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) enum Action {
-    Get,
-    Set,
-    Create,
-    Update,
-    CompareAndSwap,
-    Delete,
-    CompareAndDelete,
-    Expire,
-}
-
 /// A node as it is written on the wire, where every zero is left out.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct RawNode {
-    key: String,
-    value: String,
-    dir: bool,
+    pub(super) key: String,
+    pub(super) value: Option<String>,
+    pub(super) dir: bool,
     pub(super) nodes: Vec<Self>,
-    created_index: u64,
-    modified_index: u64,
-    ttl: i64,
-    expiration: Option<serde::de::IgnoredAny>,
+    pub(super) created_index: u64,
+    pub(super) modified_index: u64,
+    pub(super) ttl: i64,
+    pub(super) expiration: Option<String>,
 }
 
 /// The body of a refusal. Those of the auth and members API have only the message.
@@ -60,20 +48,23 @@ pub(super) struct Refusal {
 
 impl Body {
     /// As an event of a watch. `None` for a key that this crate cannot name.
-    pub(super) fn event(self) -> Result<(Index, Option<Event>)> {
-        let index = Index::new(self.node.modified_index)
-            .ok_or_else(|| Error::new(ErrorKind::Protocol, "an event without an index"))?;
-        let Some(node) = self.node.node(index) else {
-            return Ok((index, None));
-        };
+    pub(super) fn event(self, index: Index) -> Option<Event> {
+        let node = self.node.node(index)?;
         let key = node.key.clone();
-        let change = match self.action {
-            Action::Delete | Action::CompareAndDelete => Change::Delete { expired: false },
-            Action::Expire => Change::Delete { expired: true },
-            _ => Change::Put(node),
+        let change = if self.action.removes() {
+            let expired = self.action == Action::Expire;
+            Change::Delete { expired }
+        } else {
+            Change::Put(node)
         };
-        Ok((index, Some(Event::new(index, key, change))))
+        Some(Event::new(index, key, change))
     }
+}
+
+fn action<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Action, D::Error> {
+    let text = String::deserialize(from)?;
+    let unknown = || serde::de::Error::custom(format_args!("an unknown action, {text:?}"));
+    Action::from_name(&text).ok_or_else(unknown)
 }
 
 impl RawNode {
@@ -82,18 +73,30 @@ impl RawNode {
     pub(super) fn node(self, now: Index) -> Option<Node> {
         let left = u64::try_from(self.ttl).unwrap_or(0);
         let ttl = self.expires().then(|| Duration::from_secs(left));
-        let key = match self.key.as_str() {
-            "" => Key::root(),
-            text => Key::new(text).ok()?,
-        };
+        let key = Key::new(self.path()).ok()?;
         let created = Index::new(self.created_index).unwrap_or(now);
         let modified = Index::new(self.modified_index).unwrap_or(now);
         let node = if self.dir {
             Node::dir(key, created, modified)
         } else {
-            Node::file(key, Bytes::from(self.value), created, modified)
+            Node::file(
+                key,
+                Bytes::from(self.value.unwrap_or_default()),
+                created,
+                modified,
+            )
         };
         Some(node.with_ttl(ttl))
+    }
+
+    /// Its key; the root's is left out on the wire.
+    pub(super) fn path(&self) -> &str {
+        if self.key.is_empty() { "/" } else { &self.key }
+    }
+
+    /// When its time runs out, as wall-clock time since the Unix epoch.
+    pub(super) fn expiration(&self) -> Option<Duration> {
+        unix_time(self.expiration.as_deref()?)
     }
 
     /// Whether its time has run out, though the server has not swept it yet: that takes up to
@@ -107,7 +110,8 @@ impl RawNode {
         !self.dir && !self.is_expired()
     }
 
-    fn expires(&self) -> bool {
+    /// Whether it has a time-to-live.
+    pub(super) fn expires(&self) -> bool {
         self.expiration.is_some() || self.ttl != 0
     }
 }
@@ -127,6 +131,8 @@ mod tests {
         );
         assert_eq!(body.action, Action::CompareAndSwap);
         assert!(!body.node.is_expired());
+        let end = Duration::from_millis(1_795_335_418_200);
+        assert_eq!(body.node.expiration(), Some(end));
         let node = body.node.node(Index::new(99).unwrap()).unwrap();
         assert_eq!((&node.value[..], node.created.get()), (&b"z"[..], 12));
         assert_eq!(node.ttl, Some(Duration::from_secs(5)));
@@ -156,8 +162,7 @@ mod tests {
         let body = body(
             r#"{"action":"expire","node":{"key":"/a","modifiedIndex":7,"createdIndex":5},"prevNode":{"key":"/a","value":"x"}}"#,
         );
-        let (index, event) = body.event().unwrap();
-        assert_eq!(index.get(), 7);
-        assert_eq!(event.unwrap().change, Change::Delete { expired: true });
+        let event = body.event(Index::new(7).unwrap()).unwrap();
+        assert_eq!(event.change, Change::Delete { expired: true });
     }
 }

@@ -81,23 +81,26 @@ impl Driver {
                 let written = self.put(&put.when(Condition::Absent)).await?;
                 Ok(Appended::new(written.node, None))
             }
-            Naming::Ticket => self.post(append).await,
+            Naming::Ticket => {
+                let value = Layout::Numbered.ticket_value(append.tag, &append.body);
+                self.post(append, &value).await
+            }
+            Naming::Raw => self.post(append, &append.body).await,
         }
     }
 
-    async fn post(&self, append: &Append) -> Result<Appended> {
+    async fn post(&self, append: &Append, value: &Bytes) -> Result<Appended> {
         let deadline = self.deadline();
-        let value = Layout::Numbered.ticket_value(append.tag, &append.body);
-        let mut params = Params::new().with("value", text(&value)?);
+        let mut params = Params::new().with("value", text(value)?);
         if let Some(ttl) = self.ttl_of(append.expiry)? {
             params = params.number("ttl", ttl);
         }
         let call = self.form(Method::POST, &append.dir, params)?;
-        // A second POST would be a second ticket.
+        // A second POST would be a second node.
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
         let node = written(reply)?.node;
         if let Expiry::With(lease) = append.expiry {
-            let attaching = self.leases.attaching(lease, &node.key, &value);
+            let attaching = self.leases.attaching(lease, &node.key, value);
             attaching.landed(node.modified);
         }
         Ok(Appended::new(node, None))
@@ -114,7 +117,10 @@ impl Driver {
                 self.leases.removed(&delete.key);
                 Ok(deleted(reply))
             }
-            Err(error) if error.kind() == ErrorKind::NotADirectory => Err(nothing(&error)),
+            // Below a file there is nothing.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                Err(error.of_kind(ErrorKind::NotFound))
+            }
             Err(error) => Err(error),
         }
     }
@@ -152,7 +158,7 @@ impl Driver {
     /// node is read, compared here, and written on the condition of the index that was read. That
     /// costs one linearizable read more, and another round whenever the node was refreshed in
     /// between.
-    async fn compared(
+    pub(super) async fn compared(
         &self,
         key: &Key,
         value: &Bytes,
@@ -317,23 +323,8 @@ fn absent(error: Error, settled: bool) -> Result<Withdrawn> {
     }
 }
 
-/// The error of a deletion below a file: there is nothing.
-fn nothing(error: &Error) -> Error {
-    let mut nothing = Error::new(ErrorKind::NotFound, error.detail().to_owned());
-    if let Some(code) = error.code() {
-        nothing = nothing.with_code(code);
-    }
-    if let Some(index) = error.index() {
-        nothing = nothing.seen_at(index);
-    }
-    match error.server() {
-        Some(server) => nothing.on(server),
-        None => nothing,
-    }
-}
-
 /// etcd refuses some writes of the root as the root's and some as a directory's.
-fn check_root(key: &Key) -> Result<()> {
+pub(super) fn check_root(key: &Key) -> Result<()> {
     if key.is_root() {
         let text = "the root is read only";
         return Err(Error::new(ErrorKind::RootReadOnly, text));

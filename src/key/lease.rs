@@ -23,6 +23,12 @@ impl Tag {
     /// The length of a tag's text.
     pub const TEXT_LEN: usize = 32;
 
+    /// The tag of what carries none: a [raw](crate::store::Naming::Raw) append. No session has it.
+    pub const NONE: Self = Self {
+        session: u64::MAX,
+        nonce: u64::MAX,
+    };
+
     /// The tag of one append of `lease`'s session.
     pub const fn new(lease: LeaseId, nonce: u64) -> Self {
         Self {
@@ -137,6 +143,12 @@ impl Ttl {
     #[must_use]
     pub const fn round_up(self) -> Self {
         Self(Duration::from_secs(self.whole_secs()))
+    }
+}
+
+impl From<Ttl> for Duration {
+    fn from(ttl: Ttl) -> Self {
+        ttl.get()
     }
 }
 

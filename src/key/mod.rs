@@ -112,10 +112,7 @@ impl Key {
     /// The part of this key below `ancestor`, without a leading `/`: `b/c` for `/a/b/c` below
     /// `/a`. `None` when this key is not strictly below it; `/ab` is not below `/a`.
     pub fn below<'a>(&'a self, ancestor: &Self) -> Option<&'a str> {
-        if ancestor.is_root() {
-            return (!self.is_root()).then(|| self.0.trim_start_matches('/'));
-        }
-        self.0.strip_prefix(&*ancestor.0)?.strip_prefix('/')
+        below(&self.0, &ancestor.0)
     }
 
     /// Whether this is `other` or lies below it.
@@ -126,9 +123,21 @@ impl Key {
     /// Whether a segment below `ancestor` starts with `_`, so that listings and watches of
     /// `ancestor` skip this key.
     pub fn is_hidden_below(&self, ancestor: &Self) -> bool {
-        self.below(ancestor)
-            .is_some_and(|rest| rest.split('/').any(|segment| segment.starts_with('_')))
+        self.below(ancestor).is_some_and(is_hidden)
     }
+}
+
+/// The part of the path `text` strictly below `ancestor`; both may break the rules of keys.
+pub(crate) fn below<'a>(text: &'a str, ancestor: &str) -> Option<&'a str> {
+    if ancestor == "/" {
+        return text.strip_prefix('/').filter(|rest| !rest.is_empty());
+    }
+    text.strip_prefix(ancestor)?.strip_prefix('/')
+}
+
+/// Whether a segment of what lies below something is hidden there.
+pub(crate) fn is_hidden(below: &str) -> bool {
+    below.split('/').any(|segment| segment.starts_with('_'))
 }
 
 fn check_segment(segment: &str) -> Result<(), &'static str> {

@@ -10,7 +10,7 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Key;
+use crate::key::{Key, Ttl};
 use crate::recipes::line::Ticket;
 use crate::runtime::Instant;
 use crate::session::{HoldState, Loss, Term};
@@ -118,20 +118,24 @@ impl LockGuard {
     /// # Cancel safety
     /// As that of the future itself. The guard is kept.
     pub async fn run<F: Future>(&self, future: F) -> Result<F::Output> {
-        let mut lost = pin!(self.term.lost());
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            // The clock decides, even when a late timer has not woken `lost` yet: a process that
-            // was stopped for longer than its term must not do one more step.
-            if let Err(error) = self.term.check() {
-                return Poll::Ready(Err(error.during("run")));
-            }
-            if let Poll::Ready(loss) = lost.as_mut().poll(cx) {
-                return Poll::Ready(Err(loss.into_error().during("run").at(&self.key)));
-            }
-            future.as_mut().poll(cx).map(Ok)
-        })
-        .await
+        run_under(&self.term, future)
+            .await
+            .map_err(|error| error.at(&self.key))
+    }
+
+    /// Renews it now, with this time-to-live from now on. Only for a lock whose session is its own.
+    pub(super) async fn renew(&self, ttl: Ttl) -> Result<()> {
+        let renewed = self.ticket.renew(ttl).await;
+        renewed.map_err(|error| error.during("renew").at(&self.key))
+    }
+
+    pub(super) fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// Until when it is held, for whoever outlives a borrow of the guard.
+    pub(super) fn term(&self) -> &Arc<Term> {
+        &self.term
     }
 
     /// Gives the lock back and reports. The next in line can have it when this returns. 1 write,
@@ -205,6 +209,24 @@ impl LockGuard {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Polls a future for as long as a term lasts.
+pub(super) async fn run_under<F: Future>(term: &Term, future: F) -> Result<F::Output> {
+    let mut lost = pin!(term.lost());
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        // The clock decides, even when a late timer has not woken `lost` yet: a process that
+        // was stopped for longer than its term must not do one more step.
+        if let Err(error) = term.check() {
+            return Poll::Ready(Err(error.during("run")));
+        }
+        if let Poll::Ready(loss) = lost.as_mut().poll(cx) {
+            return Poll::Ready(Err(loss.into_error().during("run")));
+        }
+        future.as_mut().poll(cx).map(Ok)
+    })
+    .await
 }
 
 fn is_about(error: &Error, ticket: &Key) -> bool {

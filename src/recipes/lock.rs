@@ -59,7 +59,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::client::Core;
+use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Ttl};
 use crate::recipes::guard::LockGuard;
@@ -76,17 +76,21 @@ use crate::store::{Freshness, Get};
 pub struct Lock {
     core: Arc<Core>,
     dir: Result<Key>,
-    ttl: Result<Ttl>,
+    keep: Result<Keep>,
     /// How many guards this value has: none or one, and for a moment two.
     guards: Arc<AtomicUsize>,
 }
 
 impl Lock {
     pub(crate) fn new(core: Arc<Core>, dir: Result<Key>, ttl: Ttl) -> Self {
+        Self::keeping(core, dir, Ok(Keep::Shared(ttl)))
+    }
+
+    pub(super) fn keeping(core: Arc<Core>, dir: Result<Key>, keep: Result<Keep>) -> Self {
         Self {
             core,
             dir,
-            ttl: Ok(ttl),
+            keep,
             guards: Arc::default(),
         }
     }
@@ -98,7 +102,7 @@ impl Lock {
     /// use a few TTLs, not computed ones.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Ttl::new(ttl);
+        self.keep = Ttl::new(ttl).map(Keep::Shared);
         self
     }
 
@@ -140,7 +144,7 @@ impl Lock {
     /// As [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Option<LockGuard>> {
         let lock = self.handle();
-        let (dir, ttl) = lock.begin()?;
+        let (dir, keep) = lock.begin()?;
         let seen = lock.core.seen().map_or(Freshness::Any, Freshness::AtLeast);
         let look = Get::children(dir.clone()).fresh(seen).keys_only();
         let view = lock.core.store.get(look).await.map_err(|error| {
@@ -157,7 +161,7 @@ impl Lock {
         {
             return Ok(None);
         }
-        let ticket = Ticket::take(&lock.core, &dir, ttl, &Bytes::new()).await?;
+        let ticket = Ticket::take(&lock.core, &dir, &keep, &Bytes::new()).await?;
         match ticket.admitted_now().await? {
             Some(ticket) => lock.guard(ticket).map(Some),
             None => Ok(None),
@@ -173,8 +177,8 @@ impl Lock {
     }
 
     /// What must be right before anything is sent.
-    fn begin(&self) -> Result<(Key, Ttl)> {
-        let (dir, ttl) = (self.dir.clone()?, self.ttl.clone()?);
+    fn begin(&self) -> Result<(Key, Keep)> {
+        let (dir, keep) = (self.dir.clone()?, self.keep.clone()?);
         self.core
             .open()
             .map_err(|error| error.during("lock").at(&dir))?;
@@ -184,11 +188,11 @@ impl Lock {
                 .during("lock")
                 .at(&dir));
         }
-        Ok((dir, ttl))
+        Ok((dir, keep))
     }
 
-    async fn queue(&self, dir: &Key, ttl: Ttl) -> Result<LockGuard> {
-        let mut ticket = Ticket::take(&self.core, dir, ttl, &Bytes::new()).await?;
+    async fn queue(&self, dir: &Key, keep: &Keep) -> Result<LockGuard> {
+        let mut ticket = Ticket::take(&self.core, dir, keep, &Bytes::new()).await?;
         ticket.admitted().await?;
         self.guard(ticket)
     }
@@ -206,7 +210,7 @@ impl Clone for Lock {
         Self {
             core: self.core.clone(),
             dir: self.dir.clone(),
-            ttl: self.ttl.clone(),
+            keep: self.keep.clone(),
             guards: Arc::default(),
         }
     }
@@ -216,7 +220,7 @@ impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lock")
             .field("dir", &self.dir)
-            .field("ttl", &self.ttl)
+            .field("ttl", &self.keep.as_ref().map(Keep::ttl))
             .finish_non_exhaustive()
     }
 }
@@ -237,13 +241,13 @@ impl Acquire {
     }
 
     async fn run(self) -> Result<LockGuard> {
-        let (dir, ttl) = self.lock.begin()?;
+        let (dir, keep) = self.lock.begin()?;
         let Some(timeout) = self.timeout else {
-            return self.lock.queue(&dir, ttl).await;
+            return self.lock.queue(&dir, &keep).await;
         };
         tokio::select! {
             biased;
-            outcome = self.lock.queue(&dir, ttl) => outcome,
+            outcome = self.lock.queue(&dir, &keep) => outcome,
             () = self.lock.core.runtime.clock.sleep(timeout) => {
                 let text = format!("not acquired within {timeout:?}");
                 Err(Error::new(ErrorKind::Timeout, text).during("lock").at(&dir))

@@ -1,6 +1,7 @@
 //! The recipes: what services come for. Each is one file that states its protocol, what it
 //! guarantees under which assumptions, and what it costs.
 
+pub mod by_hand;
 pub mod guard;
 pub(crate) mod line;
 pub mod lock;

@@ -5,6 +5,7 @@
 
 mod clock;
 mod entropy;
+mod retry;
 mod tasks;
 mod thread;
 
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 
 pub use clock::{Clock, Instant, TimeSource};
 pub use entropy::Entropy;
+pub(crate) use retry::Retry;
 pub(crate) use tasks::Tasks;
 use thread::Thread;
 

@@ -5,17 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Instant;
-use crate::session::{Core, Loss, SessionState, Shared};
+use crate::session::retime::retime;
+use crate::session::{Core, Loss, Order, SessionState, Shared};
 use crate::store::{Grant, KeyRenewal, Renew, Renewed};
 
 /// Runs until the session is lost or closed.
-pub(super) async fn drive(core: Arc<Core>) {
+pub(super) async fn drive(core: Arc<Core>, mut orders: mpsc::UnboundedReceiver<Order>) {
     if start(&core).await {
-        keep(&core).await;
+        keep(&core, &mut orders).await;
     }
+    // Whoever still waits for a renewal is told by the end of its answer.
+    drop(orders);
     let state = {
         let mut shared = core.lock();
         let state = shared.machine.state();
@@ -46,7 +51,7 @@ pub(super) async fn drive(core: Arc<Core>) {
 async fn start(core: &Core) -> bool {
     loop {
         let sent = core.runtime.clock.now();
-        let grant = Grant::new(core.lease, core.lock().machine.ttl());
+        let grant = Grant::new(core.id, core.lock().machine.ttl());
         let outcome = tokio::select! {
             biased;
             () = core.closing.cancelled() => {
@@ -85,7 +90,7 @@ async fn start(core: &Core) -> bool {
 }
 
 /// Renews until the session is over.
-async fn keep(core: &Core) {
+async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
     loop {
         let now = core.runtime.clock.now();
         let (due, deadline) = {
@@ -105,6 +110,16 @@ async fn keep(core: &Core) {
                 core.lock().machine.close();
                 return;
             }
+            Some(Order { ttl, done }) = orders.recv() => {
+                let outcome = tokio::select! {
+                    biased;
+                    () = core.closing.cancelled() => Err(Loss::Closed.into_error()),
+                    outcome = retime(core, ttl) => outcome,
+                };
+                // Whoever asked may have gone away.
+                let _ = done.send(outcome);
+                continue;
+            }
             () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
         }
         if core.runtime.clock.has_passed(due) {
@@ -114,15 +129,18 @@ async fn keep(core: &Core) {
 }
 
 /// One attempt to renew, with a share of what is left.
-async fn renew(core: &Core, deadline: Instant) {
+pub(super) async fn renew(core: &Core, deadline: Instant) {
     let sent = core.runtime.clock.now();
-    let asked = core.lock().attached();
+    let (lease, asked) = {
+        let mut shared = core.lock();
+        (shared.lease, shared.attached())
+    };
     let keys: Vec<Key> = asked.iter().map(|attached| attached.key.clone()).collect();
     let patience = (deadline.since(sent) / 3).max(Duration::from_millis(50));
     let answer = tokio::select! {
         biased;
         () = core.closing.cancelled() => return,
-        answer = core.store.renew(Renew::new(core.lease, sent, asked)) => answer,
+        answer = core.store.renew(Renew::new(lease, sent, asked)) => answer,
         () = core.runtime.clock.sleep(patience) => {
             Err(Error::new(ErrorKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
         }
@@ -142,14 +160,21 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
     match answer {
         Ok(renewed) if renewed.keys.is_empty() => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);
+            let nearer = shared.machine.widen(renewed.skew);
+            shared.curtail_all_but(asked, nearer);
             if let Some(deadline) = shared.machine.deadline() {
                 let asked = asked.iter().filter_map(|key| shared.terms.get(key));
-                asked.for_each(|(_, term)| term.extend(deadline));
+                asked.for_each(|(_, term)| term.extend(deadline, nearer));
             }
             shared.mind_the_earliest(now);
         }
         Ok(renewed) => {
-            let Renewed { ttl, since, keys } = renewed;
+            let Renewed {
+                ttl,
+                since,
+                keys,
+                skew,
+            } = renewed;
             shared.count_keys(keys.len());
             let mut answers: BTreeMap<Key, KeyRenewal> = keys.into_iter().collect();
             let answers: Vec<_> = asked
@@ -163,13 +188,19 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             } else {
                 shared.machine.renewed(since, ttl, now);
             }
+            let nearer = shared.machine.widen(skew);
+            let live = answers
+                .iter()
+                .filter(|(_, it)| matches!(it, KeyRenewal::Live { .. }));
+            let live: Vec<Key> = live.map(|(key, _)| (*key).clone()).collect();
+            shared.curtail_all_but(&live, nearer);
             for (key, answer) in answers {
                 let Some((_, term)) = shared.terms.get(key) else {
                     continue;
                 };
                 match answer {
                     KeyRenewal::Live { since } => {
-                        term.extend(shared.machine.deadline_of_key(since));
+                        term.extend(shared.machine.deadline_of_key(since), nearer);
                     }
                     KeyRenewal::Unknown => term.doubt(),
                     KeyRenewal::Gone => {
@@ -181,11 +212,11 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             shared.mind_the_earliest(now);
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            tracing::debug!(target: "tenure::session", lease = %core.lease, %error, "lease gone");
+            tracing::debug!(target: "tenure::session", lease = %core.id, %error, "lease gone");
             shared.machine.gone();
         }
         Err(error) => {
-            tracing::debug!(target: "tenure::session", lease = %core.lease, %error, "renewal failed");
+            tracing::debug!(target: "tenure::session", lease = %core.id, %error, "renewal failed");
             shared.machine.missed(now, &core.runtime.entropy);
             shared.terms.values().for_each(|(_, term)| term.doubt());
         }
@@ -197,13 +228,20 @@ async fn revoke(core: &Core) {
     let clock = &core.runtime.clock;
     let last = clock.now() + core.lock().machine.ttl().get();
     let mut pause = Duration::from_millis(25);
-    while let Err(error) = core.store.revoke(core.lease).await {
-        if clock.has_passed(last) {
-            tracing::warn!(target: "tenure::session", lease = %core.lease, %error, "lease left to its TTL");
-            return;
+    let leases = {
+        let shared = core.lock();
+        let others = shared.others.iter().copied();
+        others.chain([shared.lease]).collect::<Vec<_>>()
+    };
+    for lease in leases {
+        while let Err(error) = core.store.revoke(lease).await {
+            if clock.has_passed(last) {
+                tracing::warn!(target: "tenure::session", lease = %core.id, %error, "lease left to its TTL");
+                return;
+            }
+            clock.sleep(core.runtime.entropy.jitter(pause)).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
         }
-        clock.sleep(core.runtime.entropy.jitter(pause)).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
     }
     core.revoked.store(true, Ordering::Release);
 }

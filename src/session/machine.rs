@@ -15,11 +15,9 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-
 use crate::error::{Error, ErrorKind};
 use crate::key::Ttl;
-use crate::runtime::{Entropy, Instant};
+use crate::runtime::{Entropy, Instant, Retry};
 use crate::session::SessionState;
 use crate::store::Granted;
 
@@ -60,22 +58,25 @@ struct Term {
     suspect: Option<Retry>,
 }
 
-/// The pauses between tries: 25 ms doubling to a second.
-#[derive(Debug)]
-struct Retry(ExponentialBackoff);
-
-impl Retry {
-    fn new() -> Self {
-        // The jitter is drawn by us: backon adds its own on top of the maximum.
-        let builder = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(25))
-            .with_max_delay(Duration::from_secs(1))
-            .without_max_times();
-        Self(builder.build())
-    }
-
-    fn pause(&mut self, entropy: &Entropy) -> Duration {
-        entropy.jitter(self.0.next().unwrap_or(Duration::from_secs(1)))
+impl Term {
+    /// The first of a lease that was asked for at `sent`.
+    fn of(sent: Instant, granted: Granted) -> Result<Self, Error> {
+        let ttl = granted.ttl.get();
+        let margin = margin(granted.ttl, granted.skew);
+        if margin >= ttl / 2 + ttl / 4 {
+            let text = format!(
+                "a TTL of {} leaves nothing after a margin of {margin:?} for clock skew; \
+                 use a longer TTL or configure a smaller skew",
+                granted.ttl
+            );
+            return Err(Error::new(ErrorKind::InvalidTtl, text));
+        }
+        Ok(Self {
+            margin,
+            since: sent,
+            due: sent + ttl / 3,
+            suspect: None,
+        })
     }
 }
 
@@ -107,25 +108,46 @@ impl Machine {
 
     /// The store granted a lease that was asked for at `sent`.
     pub(super) fn granted(&mut self, sent: Instant, granted: Granted) -> Result<(), Error> {
-        let ttl = granted.ttl.get();
-        let margin = ttl / RATE_MARGIN + LATENCY_MARGIN + granted.skew;
-        if margin >= ttl / 2 + ttl / 4 {
-            let text = format!(
-                "a TTL of {} leaves nothing after a margin of {margin:?} for clock skew; \
-                 use a longer TTL or configure a smaller skew",
-                granted.ttl
-            );
-            self.phase = Phase::Over(SessionState::Failed);
-            return Err(Error::new(ErrorKind::InvalidTtl, text));
+        match Term::of(sent, granted) {
+            Ok(term) => {
+                self.ttl = granted.ttl;
+                self.phase = Phase::Running(term);
+                Ok(())
+            }
+            Err(error) => {
+                self.phase = Phase::Over(SessionState::Failed);
+                Err(error)
+            }
         }
-        self.ttl = granted.ttl;
-        self.phase = Phase::Running(Term {
-            margin,
-            since: sent,
-            due: sent + ttl / 3,
-            suspect: None,
-        });
-        Ok(())
+    }
+
+    /// When a term ends that is granted like this, if it is one that can be kept.
+    pub(super) fn prospect(sent: Instant, granted: Granted) -> Result<Instant, Error> {
+        let term = Term::of(sent, granted)?;
+        Ok(sent + granted.ttl.get() - term.margin)
+    }
+
+    /// Everything hangs on another lease by now, which was asked for at `sent`.
+    pub(super) fn moved(&mut self, sent: Instant, granted: Granted, now: Instant) {
+        if self.expire(now) {
+            return;
+        }
+        if let Ok(term) = Term::of(sent, granted) {
+            self.ttl = granted.ttl;
+            self.phase = Phase::Running(term);
+        }
+    }
+
+    /// The store's clocks differ by so much now. If that is more than before, the margin grows,
+    /// and every deadline comes nearer by what is returned.
+    pub(super) fn widen(&mut self, skew: Duration) -> Duration {
+        match &mut self.phase {
+            Phase::Running(term) => {
+                let wider = term.margin.max(margin(self.ttl, skew));
+                wider - std::mem::replace(&mut term.margin, wider)
+            }
+            Phase::Starting { .. } | Phase::Over(_) => Duration::ZERO,
+        }
     }
 
     /// The grant failed: how long to wait before the next try, or nothing if that is pointless.
@@ -254,6 +276,11 @@ impl Machine {
     }
 }
 
+/// What a deadline leaves before the end of a term.
+fn margin(ttl: Ttl, skew: Duration) -> Duration {
+    ttl.get() / RATE_MARGIN + LATENCY_MARGIN + skew
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,6 +329,24 @@ mod tests {
             ErrorKind::InvalidTtl
         );
         assert_eq!(machine.state(), SessionState::Failed);
+    }
+
+    #[test]
+    fn skew_that_grows_brings_the_deadline_nearer_and_less_of_it_changes_nothing() {
+        let mut machine = live();
+        let before = machine.deadline().unwrap();
+        assert_eq!(
+            machine.widen(Duration::from_secs(2)),
+            Duration::from_secs(2)
+        );
+        assert_eq!(machine.deadline(), Some(before - Duration::from_secs(2)));
+        assert_eq!(machine.widen(Duration::from_secs(1)), Duration::ZERO);
+        assert_eq!(machine.deadline(), Some(before - Duration::from_secs(2)));
+        assert_eq!(
+            machine.widen(Duration::from_secs(60)),
+            Duration::from_secs(58)
+        );
+        assert!(machine.expire(at(0.1)), "nothing is left of the term");
     }
 
     #[test]

@@ -13,30 +13,35 @@
 //!   left of the term is survived.
 //! * Loss is final. An acknowledgement that is processed after the deadline revives nothing.
 //!
-//! [`machine`] decides, [`driver`] talks to the store, [`term`] is what each ticket or guard sees
+//! [`machine`] decides, [`driver`] talks to the store, [`retime`] moves a session to a lease of
+//! another length, [`term`] is what each ticket or guard sees
 //! of it, and the [`janitor`] takes back what was given up.
 
 mod driver;
 mod janitor;
 mod machine;
+mod own;
+mod retime;
 mod term;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use janitor::{Chore, Janitor};
+pub(crate) use own::OwnSession;
 pub(crate) use term::Term;
 pub use term::{HoldState, Loss};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Tag, Ttl};
-use crate::runtime::{Instant, Runtime, Tasks};
+use crate::runtime::{Entropy, Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
 
@@ -72,6 +77,7 @@ impl SessionState {
 #[derive(Clone)]
 pub(crate) struct Session {
     core: Arc<Core>,
+    orders: mpsc::UnboundedSender<Order>,
     _alive: Arc<Alive>,
 }
 
@@ -79,7 +85,8 @@ pub(crate) struct Session {
 struct Core {
     store: Arc<dyn Store>,
     runtime: Runtime,
-    lease: LeaseId,
+    /// Its name in tags and traces: that of its first lease.
+    id: LeaseId,
     shared: Mutex<Shared>,
     state: watch::Sender<SessionState>,
     /// Cancelled when the session is to be revoked.
@@ -104,6 +111,12 @@ impl Fate {
 }
 
 struct Shared {
+    /// What its keys hang on.
+    lease: LeaseId,
+    /// Other leases that something may hang on: to be ended with it.
+    others: BTreeSet<LeaseId>,
+    /// The time-to-live that was last asked for.
+    asked: Ttl,
     machine: Machine,
     terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
     failure: Option<Error>,
@@ -122,12 +135,7 @@ impl Drop for Alive {
 impl Session {
     /// Starts a session and the one task that keeps it, which `tasks` owns.
     pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, ttl: Ttl, tasks: &Tasks) -> Self {
-        let lease = loop {
-            // 63 bits: etcd takes positive ids only.
-            if let Some(lease) = LeaseId::new(runtime.entropy.u64() >> 1) {
-                break lease;
-            }
-        };
+        let lease = new_lease(&runtime.entropy);
         if ttl < Ttl::MIN_ADVISED {
             tracing::warn!(
                 target: "tenure::session", %ttl,
@@ -136,8 +144,11 @@ impl Session {
         }
         let core = Arc::new(Core {
             store,
-            lease,
+            id: lease,
             shared: Mutex::new(Shared {
+                lease,
+                others: BTreeSet::new(),
+                asked: ttl,
                 machine: Machine::new(ttl),
                 terms: BTreeMap::new(),
                 failure: None,
@@ -149,9 +160,11 @@ impl Session {
             runtime,
         });
         let alive = Arc::new(Alive(core.closing.clone()));
-        tasks.spawn_steady(&core.runtime, driver::drive(core.clone()));
+        let (orders, inbox) = mpsc::unbounded_channel();
+        tasks.spawn_steady(&core.runtime, driver::drive(core.clone(), inbox));
         Self {
             core,
+            orders,
             _alive: alive,
         }
     }
@@ -186,9 +199,9 @@ impl Session {
         self.core.lock().machine.expire(now)
     }
 
-    /// The lease's name.
+    /// The name of the lease that its keys hang on.
     pub(crate) fn lease(&self) -> LeaseId {
-        self.core.lease
+        self.core.lock().lease
     }
 
     /// How long a term is; what was asked for until the store has granted one.
@@ -203,7 +216,7 @@ impl Session {
 
     /// A tag that no other append has.
     pub(crate) fn tag(&self) -> Tag {
-        Tag::new(self.core.lease, self.core.runtime.entropy.u64())
+        Tag::new(self.core.id, self.core.runtime.entropy.u64())
     }
 
     /// From now on keeps `key` alive, which was written with `value` by a request sent at `sent`.
@@ -237,6 +250,28 @@ impl Session {
         self.core.publish(SessionState::Lost);
     }
 
+    /// Renews now, and gives everything that hangs on the session this time-to-live from now on.
+    ///
+    /// # Errors
+    /// `Lost` when something was lost; anything else: it is held on, with one of the two.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing: what was begun goes on.
+    pub(crate) async fn renew(&self, ttl: Ttl) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        // A session that is over has stopped listening.
+        let _ = self.orders.send(Order { ttl, done });
+        match answer.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Loss::Expired.into_error()),
+        }
+    }
+
+    /// What closes it, for whoever must not keep it alive.
+    pub(crate) fn closer(&self) -> CancellationToken {
+        self.core.closing.clone()
+    }
+
     /// Revokes the lease now, whoever still holds a handle.
     pub(crate) fn close(&self) {
         self.core.closing.cancel();
@@ -255,6 +290,22 @@ impl Session {
     }
 }
 
+/// What a session is told to do.
+struct Order {
+    ttl: Ttl,
+    done: oneshot::Sender<Result<()>>,
+}
+
+/// A lease that nobody has asked for yet.
+fn new_lease(entropy: &Entropy) -> LeaseId {
+    loop {
+        // 63 bits: etcd takes positive ids only.
+        if let Some(lease) = LeaseId::new(entropy.u64() >> 1) {
+            return lease;
+        }
+    }
+}
+
 impl Core {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -267,7 +318,7 @@ impl Core {
             changed
         });
         if changed {
-            tracing::debug!(target: "tenure::session", lease = %self.lease, ?state, "session state");
+            tracing::debug!(target: "tenure::session", lease = %self.id, ?state, "session state");
         }
     }
 }
@@ -287,6 +338,18 @@ impl Shared {
         let deadlines = self.terms.values().filter_map(|(_, term)| term.deadline());
         if let Some(earliest) = deadlines.min() {
             self.machine.mind(earliest, now);
+        }
+    }
+
+    /// The margin has grown by `nearer`: so much sooner ends every term that was not extended.
+    fn curtail_all_but(&self, extended: &[Key], nearer: Duration) {
+        if nearer.is_zero() {
+            return;
+        }
+        for (key, (_, term)) in &self.terms {
+            if !extended.contains(key) {
+                term.curtail(nearer);
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 //! it is lost.
 
 use std::fmt;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -134,11 +135,42 @@ impl Term {
         }
     }
 
-    /// Another term was acknowledged. Comes too late if the deadline has passed.
-    pub(super) fn extend(&self, to: Instant) {
+    /// Another term was acknowledged, and the margin has grown by `nearer`. Comes too late if the
+    /// deadline has passed.
+    pub(super) fn extend(&self, to: Instant, nearer: Duration) {
+        self.update(|held, old| {
+            *held = Standing::Held {
+                deadline: to.max(old - nearer),
+                suspect: false,
+            };
+        });
+    }
+
+    /// The margin has grown by so much: the deadline is sooner.
+    pub(super) fn curtail(&self, nearer: Duration) {
+        let suspect = self.state() == HoldState::Suspect;
+        self.update(|held, old| {
+            *held = Standing::Held {
+                deadline: old - nearer,
+                suspect,
+            };
+        });
+    }
+
+    /// It ends here, earlier or later than it seemed: what it hangs on may have changed, or has not.
+    pub(super) fn end_at(&self, to: Instant) {
+        self.update(|held, _| {
+            if let Standing::Held { deadline, .. } = held {
+                *deadline = to;
+            }
+        });
+    }
+
+    /// It has a term of another length now, which ends here.
+    pub(super) fn replace(&self, deadline: Instant) {
         self.update(|held, _| {
             *held = Standing::Held {
-                deadline: held.deadline().map_or(to, |old| old.max(to)),
+                deadline,
                 suspect: false,
             };
         });
@@ -189,15 +221,6 @@ impl Term {
     }
 }
 
-impl Standing {
-    fn deadline(self) -> Option<Instant> {
-        match self {
-            Self::Held { deadline, .. } => Some(deadline),
-            Self::Lost(_) => None,
-        }
-    }
-}
-
 impl fmt::Debug for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Term")
@@ -209,8 +232,6 @@ impl fmt::Debug for Term {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -236,12 +257,27 @@ mod tests {
         let term = term(&clock, SECOND);
         term.doubt();
         assert_eq!(term.state(), HoldState::Suspect);
-        term.extend(start + SECOND * 3);
+        term.extend(start + SECOND * 3, Duration::ZERO);
         assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND * 2).await;
         assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND).await;
-        term.extend(start + SECOND * 9);
+        term.extend(start + SECOND * 9, Duration::ZERO);
+        assert_eq!(term.state(), HoldState::Lost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_margin_that_grows_ends_a_term_sooner_unless_it_is_extended_beyond() {
+        let clock = Clock::tokio();
+        let start = clock.now();
+        let term = term(&clock, SECOND * 5);
+        term.curtail(SECOND);
+        assert_eq!(term.deadline(), Some(start + SECOND * 4));
+        term.extend(start + SECOND * 3, SECOND * 2);
+        assert_eq!(term.deadline(), Some(start + SECOND * 3));
+        term.extend(start + SECOND * 6, SECOND * 9);
+        assert_eq!(term.deadline(), Some(start + SECOND * 6));
+        term.curtail(SECOND * 6);
         assert_eq!(term.state(), HoldState::Lost);
     }
 
@@ -250,7 +286,7 @@ mod tests {
         let clock = Clock::tokio();
         let start = clock.now();
         let term = term(&clock, SECOND);
-        term.extend(start + SECOND * 5);
+        term.extend(start + SECOND * 5, Duration::ZERO);
         assert_eq!(term.lost().await, Loss::Expired);
         assert_eq!(clock.now(), start + SECOND * 5);
     }

@@ -33,7 +33,7 @@ pub use layout::{Layout, Ticket};
 pub use prefixed::Prefixed;
 pub use request::{
     Append, Attached, Check, Commit, Condition, Delete, Expiry, Filter, Freshness, Get, Grant,
-    Naming, Operation, Page, Put, Renew, Scope, Watch, Withdraw,
+    Naming, Operation, Page, Put, Renew, Scope, Select, Watch, Withdraw,
 };
 pub use response::{
     Appended, Change, Committed, Deleted, Event, Granted, KeyRenewal, Node, Renewed, Update, View,
@@ -52,9 +52,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// What kind of store this is. Constant for the life of the value.
     fn about(&self) -> About;
 
-    /// Reads a node, or the direct children of one. Absence is not an error: the view is empty.
+    /// Reads a node, its direct children, or its whole tree ([`Select`]). Absence is not an error:
+    /// the view is empty.
     ///
-    /// The children of a file are none, or `NotADirectory` where the store can tell.
+    /// The children of a file are none, or `NotADirectory` where the store can tell. The tree of a
+    /// file is the file.
     ///
     /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
     ///
@@ -76,7 +78,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// 1 round trip.
     ///
     /// The store sends it once. After an `Ambiguous` outcome look for the tag, and
-    /// [`withdraw`](Store::withdraw) it where it is not wanted any more. On a store where
+    /// [`withdraw`](Store::withdraw) it where it is not wanted any more (a [`Naming::Raw`] append
+    /// has no tag, and can only be sent again by whoever can bear two of it). On a store where
     /// [`About::cancels`] holds, an append whose tag was withdrawn by somebody who knew of no node
     /// fails with `ConditionFailed`.
     async fn append(&self, append: Append) -> Result<Appended>;
@@ -87,6 +90,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ///
     /// Idempotent: the node is found by its tag, so repeating this harms nobody. Succeeds when
     /// there is nothing (any more).
+    ///
+    /// # Errors
+    /// `Unsupported` for [`Naming::Raw`], whose nodes have no tag to be found by.
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn>;
 
     /// Deletes a node, or with `recursive` a directory and all in it.

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::error::Result;
 use crate::key::{Index, Key, LeaseId, Position, Sequence, Ttl};
 use crate::runtime::Instant;
+use crate::store::Expiry;
 
 /// What is stored at a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,25 @@ impl Node {
         self
     }
 
+    /// The expiry that keeps what this node has: never, its lease, or as long as it had left when
+    /// it was read, in whole seconds and at least one, so that a key read in its last instant does
+    /// not become permanent.
+    ///
+    /// # Errors
+    /// `InvalidTtl` when it has more left than [`Ttl::MAX`]: say another expiry.
+    pub fn expiry(&self) -> Result<Expiry> {
+        match (self.lease, self.ttl) {
+            (Some(lease), _) => Ok(Expiry::With(lease)),
+            (None, None) => Ok(Expiry::Never),
+            (None, Some(left)) => {
+                let part = u64::from(left.subsec_nanos() > 0);
+                let whole = Duration::from_secs(left.as_secs().saturating_add(part));
+                let ttl = Ttl::new(whole.max(Ttl::MIN.get()));
+                ttl.map(Expiry::After).map_err(|error| error.at(&self.key))
+            }
+        }
+    }
+
     /// The value as text, if it is UTF-8.
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.value).ok()
@@ -83,9 +104,9 @@ impl Node {
 pub struct View {
     /// The answer was true here: everything up to this index is in it, nothing later.
     pub index: Index,
-    /// The node, if there is one; or the children in key order.
+    /// The node, if there is one; or the children or the tree in key order.
     pub nodes: Vec<Node>,
-    /// Whether there are more children after the last one.
+    /// Whether there are more nodes after the last one.
     pub more: bool,
 }
 
@@ -99,7 +120,7 @@ impl View {
         }
     }
 
-    /// Says that there are more children.
+    /// Says that there are more nodes.
     #[must_use]
     pub fn and_more(mut self, more: bool) -> Self {
         self.more = more;
@@ -311,6 +332,9 @@ pub struct Renewed {
     pub since: Instant,
     /// An answer for each key of the request; empty where the lease speaks for all of them.
     pub keys: Vec<(Key, KeyRenewal)>,
+    /// As [`Granted::skew`], as it is now. More than was granted widens the margin of the session;
+    /// less changes nothing.
+    pub skew: Duration,
 }
 
 impl Renewed {
@@ -320,7 +344,15 @@ impl Renewed {
             ttl,
             since,
             keys: Vec::new(),
+            skew: Duration::ZERO,
         }
+    }
+
+    /// Says by how much the store's clocks may differ.
+    #[must_use]
+    pub fn with_skew(mut self, skew: Duration) -> Self {
+        self.skew = skew;
+        self
     }
 
     /// Answers key by key.
@@ -328,5 +360,34 @@ impl Renewed {
     pub fn with_keys(mut self, keys: Vec<(Key, KeyRenewal)>) -> Self {
         self.keys = keys;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeping_an_expiry_never_makes_permanent_and_never_shortens() {
+        let at = Index::new(1).unwrap();
+        let node = Node::file(Key::new("/a").unwrap(), "", at, at);
+        let kept = |left| match node.clone().with_ttl(Some(left)).expiry() {
+            Ok(Expiry::After(ttl)) => ttl.get(),
+            other => panic!("{other:?}"),
+        };
+        let (second, milli) = (Duration::from_secs(1), Duration::from_millis(1));
+        assert_eq!(kept(Duration::ZERO), second);
+        assert_eq!(kept(milli), second);
+        assert_eq!(kept(second), second);
+        assert_eq!(kept(second + milli), second * 2);
+        assert_eq!(node.expiry().unwrap(), Expiry::Never);
+        let lease = LeaseId::new(7);
+        let leased = node.clone().with_ttl(Some(second)).with_lease(lease);
+        assert_eq!(leased.expiry().unwrap(), Expiry::With(lease.unwrap()));
+        let month = node.with_ttl(Some(Ttl::MAX.get() * 30));
+        assert_eq!(
+            month.expiry().unwrap_err().kind(),
+            crate::ErrorKind::InvalidTtl
+        );
     }
 }

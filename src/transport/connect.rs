@@ -13,9 +13,10 @@ use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use tower_service::Service;
 
-use super::dial::{Dial, Io};
+use super::dial::Dial;
+use super::last_words::LastWords;
 use super::tls::Tls;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Adapts a [`Dial`].
 #[derive(Clone, Debug)]
@@ -54,13 +55,13 @@ impl Service<Uri> for Dialer {
                 }
                 None => dialing.await?,
             };
-            Ok(Link(TokioIo::new(io)))
+            Ok(Link(TokioIo::new(LastWords::new(io))))
         })
     }
 }
 
 /// A connection that a [`Dial`] made.
-pub(super) struct Link(TokioIo<Box<dyn Io>>);
+pub(super) struct Link(TokioIo<LastWords>);
 
 impl Connection for Link {
     fn connected(&self) -> Connected {
@@ -102,6 +103,8 @@ pub(super) type Connector = Dialer;
 /// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
 pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
+    use crate::error::{Error, ErrorKind};
+
     if tls.is_some() {
         let detail = "an https:// endpoint needs the feature `tls-ring` or `tls-aws-lc`";
         return Err(Error::new(ErrorKind::InvalidOptions, detail));
@@ -115,32 +118,14 @@ pub(super) type Connector = hyper_rustls::HttpsConnector<Dialer>;
 /// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
-    use hyper_rustls::ConfigBuilderExt;
-    use rustls::{ClientConfig, RootCertStore};
+    use super::trust;
 
-    // Always passed explicitly: with both providers in one dependency graph rustls cannot choose
-    // and panics.
-    #[cfg(feature = "tls-aws-lc")]
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    #[cfg(not(feature = "tls-aws-lc"))]
-    let provider = rustls::crypto::ring::default_provider();
-
-    let invalid = |what: &'static str| Error::new(ErrorKind::InvalidOptions, what);
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|cause| invalid("TLS cannot be set up").caused_by(cause))?;
-    let config = if tls.is_some() {
-        builder
-            .with_native_roots()
-            .map_err(|cause| {
-                invalid("the system's root certificates cannot be read").caused_by(cause)
-            })?
-            .with_no_client_auth()
-    } else {
-        // Reading the system's certificates costs milliseconds that plain HTTP need not pay.
-        builder
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth()
-    };
-    Ok((dialer, config).into())
+    let config = trust::config(tls)?;
+    Ok(match tls.map(trust::server_name).transpose()?.flatten() {
+        Some(name) => {
+            let name = hyper_rustls::FixedServerNameResolver::new(name);
+            Connector::new(dialer, config, false, Arc::new(name))
+        }
+        None => (dialer, config).into(),
+    })
 }

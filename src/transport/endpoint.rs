@@ -1,11 +1,7 @@
-//! The servers that may be asked, and which one is asked first.
-//!
-//! All of them stay in the list for ever. The one that works is kept; one that cannot be reached
-//! or does not answer in time gives way to the next.
+//! One server, in one spelling: the scheme and the host in small letters, the port always there.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::uri::{Authority, Scheme};
 
@@ -30,80 +26,9 @@ pub(crate) struct Credentials {
     pub(crate) password: String,
 }
 
-/// The servers in the order given, and the current one.
-#[derive(Debug)]
-pub(crate) struct Endpoints {
-    list: Box<[Endpoint]>,
-    current: AtomicUsize,
-}
-
-impl Endpoints {
-    /// Parses `http(s)://[user:password@]host[:port]`, separated by commas.
-    pub(crate) fn parse(text: &str) -> Result<(Self, Option<Credentials>)> {
-        let mut list: Vec<Endpoint> = Vec::new();
-        let mut credentials: Option<Credentials> = None;
-        let parts = text.split(',').map(str::trim).filter(|it| !it.is_empty());
-        for (number, part) in (1..).zip(parts) {
-            // A password may hold anything, a comma too: then no part of the text is shown.
-            let shown = (!text.contains('@')).then_some(part);
-            let name = shown.map_or(format!("endpoint {number}"), |it| {
-                format!("the endpoint {it:?}")
-            });
-            let (endpoint, given) = Endpoint::parse(part, &name)?;
-            if let (Some(given), Some(known)) = (&given, &credentials)
-                && given != known
-            {
-                let detail = "two endpoints name different users or passwords";
-                return Err(Error::new(ErrorKind::InvalidOptions, detail));
-            }
-            credentials = credentials.or(given);
-            if !list.contains(&endpoint) {
-                list.push(endpoint);
-            }
-        }
-        if list.is_empty() {
-            let detail = "no endpoint: give at least one, like http://127.0.0.1:2379";
-            return Err(Error::new(ErrorKind::InvalidOptions, detail));
-        }
-        let current = AtomicUsize::new(0);
-        let list = list.into();
-        Ok((Self { list, current }, credentials))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.list.iter()
-    }
-
-    pub(crate) fn any_https(&self) -> bool {
-        self.iter().any(|it| it.scheme == Scheme::HTTPS)
-    }
-
-    /// The number of the current endpoint.
-    pub(crate) fn current(&self) -> usize {
-        self.current.load(Ordering::Relaxed)
-    }
-
-    /// The endpoint with this number, counted around.
-    pub(crate) fn at(&self, number: usize) -> &Endpoint {
-        #[allow(clippy::indexing_slicing)] // never empty, and the number is taken modulo its length
-        &self.list[number % self.list.len()]
-    }
-
-    /// Moves on, unless somebody else has moved on from this one already.
-    pub(crate) fn leave(&self, number: usize) {
-        let number = number % self.len();
-        let next = (number + 1) % self.len();
-        let (ok, other) = (Ordering::Relaxed, Ordering::Relaxed);
-        let _ = self.current.compare_exchange(number, next, ok, other);
-    }
-}
-
 impl Endpoint {
-    fn parse(text: &str, name: &str) -> Result<(Self, Option<Credentials>)> {
+    /// Parses `http(s)://[user:password@]host[:port]`; errors call it `name`.
+    pub(super) fn parse(text: &str, name: &str) -> Result<(Self, Option<Credentials>)> {
         let invalid = |why: &str| Error::new(ErrorKind::InvalidOptions, format!("{name} {why}"));
         let (scheme, rest) = match text.split_once("://") {
             Some(("http", rest)) => (Scheme::HTTP, rest),
@@ -133,16 +58,21 @@ impl Endpoint {
                 .parse()
                 .map_err(|_| invalid("holds no valid port"))?,
         };
-        let authority: Authority = format!("{host}:{port}")
-            .parse()
-            .map_err(|_| invalid("holds no valid host and port"))?;
+        let endpoint =
+            Self::of(scheme, host, port).ok_or_else(|| invalid("holds no valid host and port"))?;
+        Ok((endpoint, credentials))
+    }
+
+    /// The server at this place; an IPv6 address in brackets.
+    pub(super) fn of(scheme: Scheme, host: &str, port: u16) -> Option<Self> {
+        let host = host.to_ascii_lowercase();
+        let authority: Authority = format!("{host}:{port}").parse().ok()?;
         let origin = format!("{scheme}://{authority}").into();
-        let endpoint = Self {
+        Some(Self {
             scheme,
             authority,
             origin,
-        };
-        Ok((endpoint, credentials))
+        })
     }
 }
 
@@ -175,25 +105,8 @@ impl fmt::Debug for Credentials {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Endpoints;
     use super::*;
-
-    fn origins(text: &str) -> Vec<String> {
-        let (endpoints, _) = Endpoints::parse(text).unwrap();
-        endpoints.iter().map(|it| it.origin.to_string()).collect()
-    }
-
-    #[test]
-    fn endpoints_keep_their_order_and_get_a_default_port() {
-        assert_eq!(
-            origins("http://h2:1, https://h1/,http://[::1],http://[::1]:80,http://h2:1"),
-            [
-                "http://h2:1",
-                "https://h1:2379",
-                "http://[::1]:2379",
-                "http://[::1]:80"
-            ]
-        );
-    }
 
     #[test]
     fn an_endpoint_that_makes_no_sense_is_refused_with_the_reason() {
@@ -226,18 +139,5 @@ mod tests {
         assert!(!format!("{endpoints:?}{credentials:?}").contains("cret"));
         let error = Endpoints::parse("http://me:secret@h1:port").unwrap_err();
         assert!(!format!("{error:?}{error}").contains("secret"), "{error}");
-    }
-
-    #[test]
-    fn the_current_endpoint_is_kept_until_it_is_left() {
-        let (endpoints, _) = Endpoints::parse("http://a,http://b").unwrap();
-        assert_eq!(endpoints.current(), 0);
-        endpoints.leave(1);
-        assert_eq!(endpoints.current(), 0, "only the current one can be left");
-        endpoints.leave(0);
-        endpoints.leave(0);
-        assert_eq!(endpoints.current(), 1, "two that fail together leave once");
-        endpoints.leave(1);
-        assert_eq!(endpoints.current(), 0);
     }
 }

@@ -3,10 +3,12 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,7 +19,9 @@ use tokio::runtime::Handle;
 
 use super::connect::{Connector, Dialer, connector};
 use super::dial::Dial;
+use super::distrust::{self, Moment};
 use super::endpoint::Endpoint;
+use super::mistaken::{self, Known};
 use super::tls::Tls;
 use crate::error::Result;
 use crate::runtime::{Clock, Instant, Runtime};
@@ -41,6 +45,22 @@ pub(crate) enum Payload {
     Json(Bytes),
 }
 
+/// Whether a request shows the user's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum As {
+    User,
+    Nobody,
+}
+
+/// Until when one attempt may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Until when there must be a connection.
+    pub(super) connect: Instant,
+    /// Until when there must be an answer; not before `connect`.
+    pub(super) answer: Instant,
+}
+
 /// A whole answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -49,6 +69,10 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
     /// Who answered.
     pub(crate) server: Arc<str>,
+    /// Between which instants the request was under way.
+    pub(crate) span: (Instant, Instant),
+    /// Why a redirect was not followed, if this answer is one.
+    pub(crate) astray: Option<String>,
 }
 
 /// An answer whose body is still to come. Dropping it closes the connection, and with that ends
@@ -57,9 +81,14 @@ pub(crate) struct Answer {
 pub(crate) struct Opened {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
+    /// Who answered: after a redirect another one than the endpoint.
     pub(crate) server: Arc<str>,
-    /// The number of the endpoint that answered.
-    pub(crate) endpoint: usize,
+    /// Who was asked.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Between which instants the request was under way and the head of its answer came.
+    pub(super) span: (Instant, Instant),
+    /// Why a redirect was not followed, if this answer is one.
+    pub(super) astray: Option<String>,
     body: Incoming,
     read: BytesMut,
 }
@@ -71,6 +100,10 @@ pub(crate) struct Failure {
     pub(crate) maybe_sent: bool,
     /// Whether something answered that does not speak HTTP.
     pub(crate) not_http: bool,
+    /// Whether TLS found no trust. Then nothing was sent.
+    pub(crate) untrusted: bool,
+    /// Whether the server closed the connection without a word.
+    pub(super) hung_up: bool,
     pub(crate) reason: String,
     pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -93,6 +126,10 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 pub(super) struct Exchange {
     client: Client<Connector, Full<Bytes>>,
     authorization: Option<HeaderValue>,
+    /// Whether TLS has a certificate to show.
+    identity: bool,
+    connector: Connector,
+    known: Known,
     clock: Clock,
 }
 
@@ -111,57 +148,75 @@ impl Exchange {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(idle.0)
             .pool_max_idle_per_host(idle.1)
-            .build(connector);
+            .build(connector.clone());
         Ok(Self {
             client,
             authorization,
+            identity: tls.is_some_and(|it| it.identity.is_some()),
+            connector,
+            known: Known::default(),
             clock: runtime.clock.clone(),
         })
     }
 
-    /// Sends the request and reads the head of the answer, until `until` at the latest.
+    /// Sends the request and reads the head of the answer.
     pub(super) async fn open(
         &self,
         call: &Call,
-        endpoint: (usize, &Endpoint),
-        until: Instant,
+        endpoint: &Arc<Endpoint>,
+        who: As,
+        limits: Limits,
     ) -> Result<Opened, Failure> {
-        let (number, endpoint) = endpoint;
-        let mut request = self.request(call, endpoint)?;
+        let mut request = self.request(call, endpoint, who)?;
         let connection = capture_connection(&mut request);
-        let started = self.clock.now();
+        let sent = self.clock.now();
+        let late = async {
+            self.clock.sleep_until(limits.connect).await;
+            if connection.connection_metadata().is_some() {
+                self.clock.sleep_until(limits.answer).await;
+            }
+        };
         let outcome = tokio::select! {
             biased;
             outcome = self.client.request(request) => outcome,
-            () = self.clock.sleep_until(until) => {
+            () = late => {
                 // Without a connection not a byte can have left, and dropping the request makes
                 // sure that none will.
                 let maybe_sent = connection.connection_metadata().is_some();
-                let took = until.since(started);
+                let took = self.clock.now().since(sent);
                 let what = if maybe_sent { "answer" } else { "connection" };
                 return Err(Failure::new(maybe_sent, format!("no {what} within {} ms", took.as_millis())));
             }
         };
-        let answer = outcome.map_err(|error| Failure::of(error, &connection))?;
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                let connected = connection.connection_metadata().is_some();
+                let mut failure = Failure::of(error, connected, self.identity);
+                if failure.hung_up && !self.known.has(endpoint) {
+                    let until = limits.answer;
+                    self.look_closer(&mut failure, endpoint, until).await;
+                }
+                return Err(failure);
+            }
+        };
+        self.known.add(endpoint);
         let (head, body) = answer.into_parts();
         Ok(Opened {
             status: head.status,
             headers: head.headers,
             server: endpoint.origin.clone(),
-            endpoint: number,
+            endpoint: endpoint.clone(),
+            span: (sent, self.clock.now()),
+            astray: None,
             body,
             read: BytesMut::new(),
         })
     }
 
-    /// Sends the request and reads the whole answer, until `until` at the latest.
-    pub(super) async fn whole(
-        &self,
-        call: &Call,
-        endpoint: (usize, &Endpoint),
-        until: Instant,
-    ) -> Result<Answer, Failure> {
-        let mut opened = self.open(call, endpoint, until).await?;
+    /// Reads the rest of an answer, until `until` at the latest.
+    pub(super) async fn whole(&self, opened: Opened, until: Instant) -> Result<Answer, Failure> {
+        let mut opened = opened;
         let body = tokio::select! {
             biased;
             body = opened.end() => body?,
@@ -173,6 +228,8 @@ impl Exchange {
             status,
             headers,
             server,
+            span,
+            astray,
             ..
         } = opened;
         Ok(Answer {
@@ -180,10 +237,36 @@ impl Exchange {
             headers,
             body,
             server,
+            span,
+            astray,
         })
     }
 
-    fn request(&self, call: &Call, endpoint: &Endpoint) -> Result<Request<Full<Bytes>>, Failure> {
+    /// Finds out whether a server hung up because it speaks the other protocol.
+    async fn look_closer(&self, failure: &mut Failure, endpoint: &Endpoint, until: Instant) {
+        let mistaken = tokio::select! {
+            biased;
+            mistaken = mistaken::speaks_the_other(self.connector.clone(), endpoint) => mistaken,
+            () = self.clock.sleep_until(until) => false,
+        };
+        if !mistaken {
+            return;
+        }
+        failure.reason = if endpoint.scheme == Scheme::HTTPS {
+            failure.untrusted = true;
+            "the server does not speak TLS but plain HTTP: is this an http:// endpoint?".into()
+        } else {
+            failure.not_http = true;
+            "the server speaks TLS: is this an https:// endpoint?".into()
+        };
+    }
+
+    fn request(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        who: As,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
         let failed = |error: http::Error| Failure {
             cause: Some(error.into()),
             ..Failure::new(false, "the request cannot be built".into())
@@ -195,7 +278,9 @@ impl Exchange {
             .build()
             .map_err(failed)?;
         let mut request = Request::builder().method(call.method.clone()).uri(uri);
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = &self.authorization
+            && who == As::User
+        {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let (kind, body) = match &call.payload {
@@ -244,19 +329,31 @@ impl Failure {
         Self {
             maybe_sent,
             not_http: false,
+            untrusted: false,
+            hung_up: false,
             reason,
             cause: None,
         }
     }
 
-    fn of(
-        error: hyper_util::client::legacy::Error,
-        connection: &hyper_util::client::legacy::connect::CaptureConnection,
-    ) -> Self {
-        let maybe_sent = !error.is_connect() && connection.connection_metadata().is_some();
-        let not_http = innermost_hyper(&error).is_some_and(hyper::Error::is_parse);
-        let reason = if not_http {
-            "the answer is not HTTP".to_owned()
+    fn of(error: hyper_util::client::legacy::Error, connected: bool, identity: bool) -> Self {
+        let moment = if error.is_connect() || !connected {
+            Moment::Handshake
+        } else {
+            Moment::Connected
+        };
+        let distrust = distrust::words(&error, moment, identity);
+        let hyper = innermost_hyper(&error);
+        // What hyper calls canceled it never began to write.
+        let maybe_sent = moment == Moment::Connected
+            && distrust.is_none()
+            && !hyper.is_some_and(hyper::Error::is_canceled);
+        let not_http = hyper.is_some_and(hyper::Error::is_parse);
+        let untrusted = distrust.is_some();
+        let reason = if let Some(words) = distrust {
+            words
+        } else if not_http {
+            "the answer is not HTTP: is this an etcd v2 endpoint?".to_owned()
         } else {
             let what = if maybe_sent {
                 "no answer"
@@ -268,6 +365,8 @@ impl Failure {
         Self {
             maybe_sent,
             not_http,
+            untrusted,
+            hung_up: hung_up(&error) || hyper.is_some_and(hyper::Error::is_incomplete_message),
             reason,
             cause: Some(error.into()),
         }
@@ -284,6 +383,26 @@ fn innermost_hyper<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a hyper:
         next = error.source();
     }
     None
+}
+
+/// Whether the connection ended before it stood.
+fn hung_up(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let Some(io) = error.downcast_ref::<io::Error>() else {
+            next = error.source();
+            continue;
+        };
+        if matches!(
+            io.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+        ) {
+            return true;
+        }
+        // Its source is not what it wraps but the source of that.
+        next = io.get_ref().map(|it| it as _);
+    }
+    false
 }
 
 /// The last link of the chain: `Connection refused` rather than `client error (Connect)`.

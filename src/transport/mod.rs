@@ -7,27 +7,44 @@
 //! Public are the options of [`Tls`], and the seam for other networks: [`Dial`], and [`Tcp`], the
 //! default.
 
+mod attempts;
 mod connect;
+mod date;
 mod dial;
+mod distrust;
 mod endpoint;
+mod endpoints;
 mod exchange;
+mod last_words;
 mod latency;
+mod mistaken;
+mod redirect;
+mod skew;
 mod tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+mod trust;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, header};
 
+use attempts::Attempts;
+use date::http_date;
+pub(crate) use date::unix_seconds;
 pub use dial::{Dial, Io, Tcp};
-pub(crate) use endpoint::{Credentials, Endpoint, Endpoints};
-use exchange::Exchange;
-pub(crate) use exchange::{Answer, Call, Failure, Opened, Payload};
+pub(crate) use endpoint::{Credentials, Endpoint};
+pub(crate) use endpoints::Endpoints;
+pub(crate) use exchange::{Answer, As, Call, Failure, Opened, Payload};
+use exchange::{Exchange, Limits};
 use latency::Latency;
+use redirect::Trail;
+pub(crate) use skew::{Clocks, Spread};
 pub use tls::Tls;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -44,8 +61,6 @@ pub(crate) struct Config {
     pub(crate) failover: bool,
     /// Whether redirects are followed.
     pub(crate) redirect: bool,
-    /// Whether the servers that the cluster advertises are asked too.
-    pub(crate) discover: bool,
     pub(crate) timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_idle: usize,
@@ -58,6 +73,8 @@ pub(crate) struct Transport {
     endpoints: Endpoints,
     exchange: Exchange,
     latency: Latency,
+    clocks: Clocks,
+    redirect: bool,
     timeout: Duration,
     runtime: Runtime,
 }
@@ -73,17 +90,28 @@ pub(crate) enum Repeat {
 
 impl Transport {
     pub(crate) fn new(config: Config) -> Result<Self> {
+        if config.tls.is_set() && !config.endpoints.any_https() {
+            let detail = "TLS options are given, but no endpoint begins with https://";
+            return Err(Error::new(ErrorKind::InvalidOptions, detail));
+        }
+        let endpoints = if config.failover {
+            config.endpoints
+        } else {
+            config.endpoints.only_first()
+        };
         let exchange = Exchange::new(
             config.dialer,
-            config.endpoints.any_https().then_some(&config.tls),
+            endpoints.any_https().then_some(&config.tls),
             config.authorization,
             &config.runtime,
             (config.idle_timeout, config.max_idle),
         )?;
         Ok(Self {
-            endpoints: config.endpoints,
+            endpoints,
             exchange,
             latency: Latency::default(),
+            clocks: Clocks::default(),
+            redirect: config.redirect,
             timeout: config.timeout,
             runtime: config.runtime,
         })
@@ -93,9 +121,19 @@ impl Transport {
         &self.endpoints
     }
 
+    /// What the answers tell of the servers' clocks.
+    pub(crate) fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
     /// When an operation that begins now must have ended.
     pub(crate) fn deadline(&self) -> Instant {
         self.runtime.clock.now() + self.timeout
+    }
+
+    /// When one attempt that begins now must have ended.
+    pub(crate) fn attempt_deadline(&self) -> Instant {
+        self.runtime.clock.now() + self.latency.attempt(self.timeout)
     }
 
     /// Delays between rounds: 20 ms doubling to 1 s, each cut at random to between half and all.
@@ -118,8 +156,10 @@ impl Transport {
     /// time is up.
     ///
     /// # Errors
-    /// `Unreachable`: never sent. `Ambiguous`: may have been sent, and must not be again.
-    /// `Timeout`, `Protocol`: a harmless request that nobody answered (properly).
+    /// `Unreachable`: never sent. `Untrusted`: the same, because TLS found no trust on any server;
+    /// told at once. `Ambiguous`: may have been sent, and must not be again. `Timeout`,
+    /// `Protocol`: a harmless request that nobody answered (properly). `Protocol` too: a redirect
+    /// that is not followed.
     pub(crate) async fn call(
         &self,
         call: &Call,
@@ -127,139 +167,232 @@ impl Transport {
         skip: usize,
         deadline: Instant,
     ) -> Result<Answer> {
+        let clock = &self.runtime.clock;
         let mut log = Attempts::default();
         let mut pauses = self.pauses();
-        let mut number = self.endpoints.current() + skip;
-        let mut round = 0;
+        let mut skip = skip;
         loop {
-            let started = self.runtime.clock.now();
-            let until = deadline.min(started + self.latency.attempt(self.timeout));
-            let (asked, outcome) = self.ask(call, number, until).await;
-            let endpoint = self.endpoints.at(asked);
-            let took = self.runtime.clock.now().since(started);
-            self.trace(call, &endpoint.origin, &outcome, took);
-            if asked != number {
-                self.endpoints.leave(number);
-                number = asked;
-            }
-            match outcome {
-                Ok(answer) if repeat == Repeat::Harmless && answer.status.is_server_error() => {
-                    log.answered(answer);
+            let mut round: VecDeque<_> = self.endpoints.order(clock.now()).into();
+            let servers = round.len();
+            round.rotate_left(std::mem::take(&mut skip) % servers.max(1));
+            while let Some(mut endpoint) = round.pop_front() {
+                let started = clock.now();
+                let limits = self.limits(repeat, started, deadline, round.len());
+                let (who, outcome) = self.ask(call, (&endpoint, round.front()), limits).await;
+                let now = clock.now();
+                if let (Who::Second, Some(second)) = (who, round.front()) {
+                    self.endpoints.failed(&endpoint, now);
+                    endpoint = second.clone();
+                    round.pop_front();
                 }
-                Ok(answer) => {
-                    if answer.status.is_server_error() {
-                        self.endpoints.leave(number);
-                    } else {
-                        self.latency.record(took);
+                let took = now.since(started);
+                self.trace(call, &endpoint.origin, &outcome, took);
+                match outcome {
+                    Ok(answer) if answer.status.is_server_error() => {
+                        self.endpoints.failed(&endpoint, now);
+                        if repeat == Repeat::NeverSent {
+                            return Ok(answer);
+                        }
+                        log.answered(answer);
                     }
-                    return Ok(answer);
+                    Ok(answer) => {
+                        self.endpoints.answered(&endpoint);
+                        self.latency.record(took);
+                        return match answer.astray {
+                            None => Ok(answer),
+                            Some(why) => Err(astray(why, &answer.server)),
+                        };
+                    }
+                    Err(failure) => {
+                        self.endpoints.failed(&endpoint, now);
+                        if failure.maybe_sent && repeat == Repeat::NeverSent {
+                            return Err(ambiguous(failure, &endpoint.origin));
+                        }
+                        log.failed(&endpoint.origin, failure);
+                    }
                 }
-                Err(failure) if failure.maybe_sent && repeat == Repeat::NeverSent => {
-                    self.endpoints.leave(number);
-                    return Err(ambiguous(failure, &endpoint.origin));
-                }
-                Err(failure) => log.failed(&endpoint.origin, failure),
-            }
-            self.endpoints.leave(number);
-            number += 1;
-            round += 1;
-            if round % self.endpoints.len() == 0 {
-                if log.nobody_speaks_http(self.endpoints.len()) {
+                if clock.has_passed(deadline) {
                     return log.give_up(self.timeout);
                 }
-                let pause = pauses.next().unwrap_or(Duration::from_secs(1));
-                self.runtime
-                    .clock
-                    .sleep_until(deadline.min(self.runtime.clock.now() + pause))
-                    .await;
             }
-            if self.runtime.clock.has_passed(deadline) {
+            if log.waiting_is_vain(servers) {
+                return log.give_up(self.timeout);
+            }
+            let pause = pauses.next().unwrap_or(Duration::from_secs(1));
+            clock.sleep_until(deadline.min(clock.now() + pause)).await;
+            if clock.has_passed(deadline) {
                 return log.give_up(self.timeout);
             }
         }
     }
 
-    /// Sends a harmless request to one server, once.
-    ///
-    /// # Errors
-    /// `Unreachable`, `Timeout`, `Protocol`.
-    pub(crate) async fn call_one(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        deadline: Instant,
-    ) -> Result<Answer> {
-        let started = self.runtime.clock.now();
-        let until = deadline.min(started + self.latency.attempt(self.timeout));
-        let outcome = self.exchange.whole(call, (0, endpoint), until).await;
-        let took = self.runtime.clock.now().since(started);
-        self.trace(call, &endpoint.origin, &outcome, took);
-        outcome.or_else(|failure| {
-            let mut log = Attempts::default();
-            log.failed(&endpoint.origin, failure);
-            log.give_up(self.timeout)
-        })
+    /// What one attempt may take, so that each of the `others` not tried yet gets its share too.
+    /// A write that is on its way keeps the rest of its attempt's time: nobody else may be asked
+    /// then.
+    fn limits(&self, repeat: Repeat, now: Instant, deadline: Instant, others: usize) -> Limits {
+        let attempt = self.latency.attempt(self.timeout);
+        let others = u32::try_from(others).unwrap_or(u32::MAX - 1);
+        let share = attempt.min(deadline.since(now) / (others + 1));
+        let answer = match repeat {
+            Repeat::Harmless => now + share,
+            Repeat::NeverSent => deadline.min(now + attempt),
+        };
+        Limits {
+            connect: now + share,
+            answer,
+        }
     }
 
-    /// One attempt. A read that takes longer than is normal is asked of the next endpoint too, and
-    /// whoever answers properly first counts. Says who that was.
+    /// One attempt. A read that takes longer than is normal is asked of the second endpoint too,
+    /// and whoever answers properly first counts. Says who that was.
     async fn ask(
         &self,
         call: &Call,
-        number: usize,
-        until: Instant,
-    ) -> (usize, Result<Answer, Failure>) {
-        let (first, second) = (number, number + 1);
-        let mut answer = pin!(self.attempt(call, first, until));
-        let Some(patience) = self.hedge_after(call) else {
-            return (first, answer.await);
+        (first, second): (&Arc<Endpoint>, Option<&Arc<Endpoint>>),
+        limits: Limits,
+    ) -> (Who, Result<Answer, Failure>) {
+        let mut answer = pin!(self.attempt(call, first, As::User, limits));
+        let (Some(patience), Some(second)) = (self.hedge_after(call), second) else {
+            return (Who::First, answer.await);
         };
         tokio::select! {
             biased;
-            outcome = &mut answer => return (first, outcome),
+            outcome = &mut answer => return (Who::First, outcome),
             () = self.runtime.clock.sleep(patience) => {}
         }
-        let mut hedge = pin!(self.attempt(call, second, until));
+        let mut hedge = pin!(self.attempt(call, second, As::User, limits));
         tokio::select! {
             biased;
             outcome = &mut answer => match outcome {
-                Ok(answer) if !answer.status.is_server_error() => (first, Ok(answer)),
-                _ => (second, hedge.await),
+                Ok(answer) if !answer.status.is_server_error() => (Who::First, Ok(answer)),
+                _ => (Who::Second, hedge.await),
             },
             outcome = &mut hedge => match outcome {
-                Ok(answer) if !answer.status.is_server_error() => (second, Ok(answer)),
-                _ => (first, answer.await),
+                Ok(answer) if !answer.status.is_server_error() => (Who::Second, Ok(answer)),
+                _ => (Who::First, answer.await),
             },
         }
-    }
-
-    async fn attempt(&self, call: &Call, number: usize, until: Instant) -> Result<Answer, Failure> {
-        let endpoint = self.endpoints.at(number);
-        self.exchange.whole(call, (number, endpoint), until).await
     }
 
     /// After how long a second server is asked: twice what 99 of 100 answers take. Only for reads,
     /// and once it is known what is normal.
     fn hedge_after(&self, call: &Call) -> Option<Duration> {
         let normal = self.latency.p99();
-        let hedges = call.method == Method::GET && self.endpoints.len() > 1 && !normal.is_zero();
+        let hedges = call.method == Method::GET && !normal.is_zero();
         hedges.then(|| (normal * 2).max(Duration::from_millis(20)))
     }
 
+    /// Sends a request to one endpoint, once, and reads the whole answer. What becomes of it says
+    /// nothing about who is asked next.
+    pub(crate) async fn once(
+        &self,
+        call: &Call,
+        endpoint: &Arc<Endpoint>,
+        who: As,
+        until: Instant,
+    ) -> Result<Answer, Failure> {
+        let limits = Limits {
+            connect: until,
+            answer: until,
+        };
+        self.attempt(call, endpoint, who, limits).await
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call,
+        endpoint: &Arc<Endpoint>,
+        who: As,
+        limits: Limits,
+    ) -> Result<Answer, Failure> {
+        let opened = self.follow(call, endpoint, who, limits).await?;
+        self.exchange.whole(opened, limits.answer).await
+    }
+
+    /// Sends the request to the endpoint, and to where it is redirected.
+    async fn follow(
+        &self,
+        call: &Call,
+        endpoint: &Arc<Endpoint>,
+        who: As,
+        limits: Limits,
+    ) -> Result<Opened, Failure> {
+        let mut opened = self.exchange.open(call, endpoint, who, limits).await?;
+        self.note_date(&opened);
+        let mut trail = Trail::new(self.redirect);
+        let (mut at, mut target) = (endpoint.clone(), Cow::Borrowed(call.target.as_str()));
+        while redirect::is_redirect(opened.status) {
+            let place = (&*at, &*target);
+            let (next, path) = match trail.next(place, opened.status, &opened.headers) {
+                Ok(next) => next,
+                Err(why) => {
+                    opened.astray = Some(why);
+                    break;
+                }
+            };
+            let known = self.endpoints.known(&next);
+            // Credentials are for the servers that they were given for.
+            let who = if known.is_some() { who } else { As::Nobody };
+            (at, target) = (known.unwrap_or_else(|| Arc::new(next)), Cow::Owned(path));
+            let call = Call {
+                target: target.clone().into_owned(),
+                ..call.clone()
+            };
+            let limits = Limits {
+                connect: limits.answer,
+                ..limits
+            };
+            let following = self.exchange.open(&call, &at, who, limits).await;
+            opened = following.map_err(|failure| Failure {
+                reason: format!("redirected to {}: {}", at.origin, failure.reason),
+                ..failure
+            })?;
+            self.note_date(&opened);
+            opened.endpoint = endpoint.clone();
+        }
+        Ok(opened)
+    }
+
+    /// Remembers what an answer's `Date` tells of the server's clock.
+    fn note_date(&self, opened: &Opened) {
+        // With an age it comes from a cache on the way.
+        let fresh = opened.headers.get(header::AGE).is_none();
+        let date = opened.headers.get(header::DATE).filter(|_| fresh);
+        if let Some(date) = date.and_then(|it| http_date(it.to_str().ok()?)) {
+            let second = Duration::from_secs(1);
+            self.clocks.told(&opened.server, date, second, opened.span);
+        }
+    }
+
     /// Sends a request whose answer's body may take for ever, to one endpoint, once.
-    pub(crate) async fn open(&self, call: &Call, number: usize) -> Result<Opened, Failure> {
-        let started = self.runtime.clock.now();
-        let until = started + self.latency.attempt(self.timeout);
-        let endpoint = self.endpoints.at(number);
-        let opened = self.exchange.open(call, (number, endpoint), until).await;
-        let took = self.runtime.clock.now().since(started);
+    pub(crate) async fn open(
+        &self,
+        call: &Call,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<Opened, Failure> {
+        let clock = &self.runtime.clock;
+        let started = clock.now();
+        let until = self.attempt_deadline();
+        let limits = Limits {
+            connect: until,
+            answer: until,
+        };
+        let opened = self.follow(call, endpoint, As::User, limits).await;
+        let opened = opened.and_then(|opened| match opened.astray {
+            None => Ok(opened),
+            Some(why) => Err(Failure {
+                not_http: true,
+                ..Failure::new(true, why)
+            }),
+        });
+        let took = clock.now().since(started);
         let (server, path) = (&*endpoint.origin, &*call.target);
         match &opened {
             Ok(it) => {
                 tracing::trace!(target: "tenure::transport", server, path, status = it.status.as_u16(), ?took, "poll open");
             }
             Err(failure) => {
-                self.endpoints.leave(number);
+                self.endpoints.failed(endpoint, clock.now());
                 tracing::debug!(target: "tenure::transport", server, path, reason = failure.reason, ?took, "poll failed");
             }
         }
@@ -293,64 +426,16 @@ impl Transport {
     }
 }
 
-/// What became of the attempts of one call, for the error at the end.
-#[derive(Default)]
-struct Attempts {
-    /// The last reason for each server, in the order of their names.
-    reasons: BTreeMap<Arc<str>, String>,
-    last_answer: Option<Answer>,
-    last_failure: Option<Failure>,
-    any_sent: bool,
-    not_http: usize,
+/// Which of two endpoints.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    First,
+    Second,
 }
 
-impl Attempts {
-    fn answered(&mut self, answer: Answer) {
-        self.any_sent = true;
-        let reason = format!("HTTP {}", answer.status.as_u16());
-        self.reasons.insert(answer.server.clone(), reason);
-        self.last_answer = Some(answer);
-    }
-
-    fn failed(&mut self, server: &Arc<str>, failure: Failure) {
-        self.any_sent |= failure.maybe_sent;
-        self.not_http += usize::from(failure.not_http);
-        self.reasons.insert(server.clone(), failure.reason.clone());
-        self.last_failure = Some(failure);
-    }
-
-    /// Waiting does not turn another kind of server into the right one.
-    fn nobody_speaks_http(&self, servers: usize) -> bool {
-        self.last_answer.is_none() && self.not_http >= servers
-    }
-
-    fn give_up(self, whole: Duration) -> Result<Answer> {
-        if let Some(answer) = self.last_answer {
-            return Ok(answer);
-        }
-        let reasons: Vec<String> = self
-            .reasons
-            .iter()
-            .map(|(server, reason)| format!("{server}: {reason}"))
-            .collect();
-        let reasons = reasons.join("; ");
-        let last = self.last_failure;
-        let (kind, text) = if !self.any_sent {
-            let text = format!("no server could be reached within {whole:?} ({reasons})");
-            (ErrorKind::Unreachable, text)
-        } else if last.as_ref().is_some_and(|it| it.not_http) {
-            let text = format!("{reasons}: is this an etcd v2 endpoint?");
-            (ErrorKind::Protocol, text)
-        } else {
-            let text = format!("no answer within {whole:?} ({reasons})");
-            (ErrorKind::Timeout, text)
-        };
-        let error = Error::new(kind, text);
-        Err(match last.and_then(|it| it.cause) {
-            Some(cause) => error.caused_by(cause),
-            None => error,
-        })
-    }
+/// The error for a redirect that is not followed. Who redirects has not done it.
+fn astray(why: String, server: &str) -> Error {
+    Error::new(ErrorKind::Protocol, why).on(server)
 }
 
 /// The error for a request that may have been sent.

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-/// Options of TLS: see [`Builder::tls`](crate::etcd2::Builder::tls). Files are read when the
-/// client is made.
-#[derive(Clone, Default)]
+/// Options of TLS: see [`Builder::tls`](crate::etcd2::Builder::tls).
+///
+/// Files are read when the client is made, and not again: make a new client for a renewed
+/// certificate. Private keys are PKCS#8, PKCS#1 or SEC1, not encrypted; they show nowhere.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     pub(super) ca: Option<Pem>,
     pub(super) identity: Option<Pem>,
@@ -14,7 +16,7 @@ pub struct Tls {
 }
 
 /// Text in PEM, or the file that holds it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Pem {
     Text(Vec<u8>),
     File(PathBuf),
@@ -75,6 +77,11 @@ impl Tls {
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
+    }
+
+    /// Whether anything is not as [`new`](Self::new) makes it.
+    pub(super) fn is_set(&self) -> bool {
+        *self != Self::new()
     }
 }
 

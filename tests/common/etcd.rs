@@ -25,6 +25,8 @@ pub struct Etcd {
     client: u16,
     tls: u16,
     peer: u16,
+    /// Where its peers reach it: its own port, or a gate before it.
+    peer_gate: u16,
     data: PathBuf,
 }
 
@@ -81,9 +83,18 @@ impl Etcd {
 
     /// Starts three members of one cluster and waits until all are healthy.
     pub fn start_three() -> [Self; 3] {
+        Self::start_three_behind(|_, peer| peer)
+    }
+
+    /// The same, each reached by its peers at the port that `gate` makes of its number and its
+    /// own port.
+    pub fn start_three_behind(gate: impl Fn(usize, u16) -> u16) -> [Self; 3] {
         for _ in 0..10 {
             let options = Options::default();
             let mut all = ["one", "two", "three"].map(|name| Self::prepare(&options, name));
+            for (number, etcd) in all.iter_mut().enumerate() {
+                etcd.peer_gate = gate(number, etcd.peer);
+            }
             let members = all.each_ref().map(Self::member).join(",");
             for etcd in &mut all {
                 etcd.members.clone_from(&members);
@@ -109,6 +120,7 @@ impl Etcd {
             client,
             tls,
             peer,
+            peer_gate: peer,
             data: if options.on_disk {
                 std::env::temp_dir()
             } else {
@@ -119,7 +131,7 @@ impl Etcd {
     }
 
     fn member(&self) -> String {
-        format!("{}=http://127.0.0.1:{}", self.name, self.peer)
+        format!("{}=http://127.0.0.1:{}", self.name, self.peer_gate)
     }
 
     /// `http://127.0.0.1:port`.
@@ -160,6 +172,7 @@ impl Etcd {
         let _ = fs::remove_dir_all(&self.data);
         // A cluster's id is made of its name and its members' peer addresses.
         self.peer = free_ports::<1>()[0];
+        self.peer_gate = self.peer;
         self.members = self.member();
         self.spawn();
         let healthy = self.wait_until_healthy();
@@ -250,6 +263,7 @@ impl Etcd {
 
     fn spawn(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
+        let advertised = format!("http://127.0.0.1:{}", self.peer_gate);
         let mut listen = client.clone();
         let mut command = Command::new("etcd");
         if let Some((certificate, key)) = &self.options.tls {
@@ -263,7 +277,7 @@ impl Etcd {
             .args(["--listen-client-urls", &listen])
             .args(["--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &advertised])
             .args(["--initial-cluster", &self.members])
             .args(["--logger", "zap", "--log-level", "panic"])
             .args(&self.options.args)

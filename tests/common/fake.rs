@@ -116,6 +116,23 @@ pub fn answer(status: u16, index: u64, body: &str) -> String {
     )
 }
 
+/// An answer that says that what was asked for is elsewhere.
+pub fn redirect(status: u16, location: &str) -> String {
+    format!(
+        "HTTP/1.1 {status} X\r\nLocation: {location}\r\nConnection: close\r\n\
+         Content-Length: 0\r\n\r\n"
+    )
+}
+
+/// An answer in plain text, without an index, as `/v2/machines` and `/version` have.
+pub fn plain(status: u16, headers: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: text/plain\r\n{headers}Connection: close\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 /// The head of a long poll's answer.
 pub fn poll_head(index: u64) -> String {
     format!(

@@ -58,6 +58,11 @@ impl Keyed {
 
     fn attach(&self, lease: Option<LeaseId>, key: &Key, value: &Bytes) {
         let mut leases = self.leases();
+        if lease.is_some() && self.flaw != Some(Flaw::KeepsWhatMoved) {
+            leases
+                .values_mut()
+                .for_each(|other| drop(other.attached.remove(key)));
+        }
         if let Some(lease) = lease.and_then(|lease| leases.get_mut(&lease)) {
             lease.attached.insert(key.clone(), value.clone());
         }

@@ -12,11 +12,16 @@ use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Change, Commit, Committed, Condition, Delete, Deleted, Event, Expiry,
     Filter, Freshness, Get, Grant, Granted, Naming, Node, Operation, Put, Renew, Renewed, Scope,
-    Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag, Ttl};
 
 use super::Bug;
+
+#[path = "mutant_trees.rs"]
+mod trees;
+
+use trees::bend_tree;
 
 #[derive(Debug)]
 pub(crate) struct Mutant {
@@ -124,10 +129,12 @@ impl Store for Mutant {
         if self.has(Bug::PlusIsSpace) {
             get.key = plus_is_space(&get.key);
         }
-        if let (true, Some(page)) = (self.has(Bug::RepeatsThePage), &mut get.page) {
+        let is_tree = get.select == Select::Tree;
+        let repeats = [Bug::RepeatsThePage, Bug::TreeRepeatsThePage][usize::from(is_tree)];
+        if let (true, Some(page)) = (self.has(repeats), &mut get.page) {
             page.after = None;
         }
-        let is_list = get.scope == Scope::Tree;
+        let is_list = get.select == Select::Children;
         let mut view = self.store.get(get.clone()).await?;
         match self.bug {
             Some(Bug::AbsenceIsAnError) if view.nodes.is_empty() => {
@@ -149,6 +156,7 @@ impl Store for Mutant {
             }
             Some(Bug::LosesMore) => view.more = false,
             Some(Bug::KeysOnlyLosesOne) if get.keys_only => drop(view.nodes.pop()),
+            _ if is_tree => bend_tree(&self.store, self.bug, &get, &mut view).await?,
             Some(Bug::ReadsExpired) if view.nodes.is_empty() => {
                 view.nodes
                     .extend(self.memory().nodes.get(&get.key).cloned());
@@ -224,6 +232,7 @@ impl Store for Mutant {
         match self.bug {
             Some(Bug::NeverExpires) => append.expiry = Expiry::Never,
             Some(Bug::LosesTheBody) => append.body = Bytes::new(),
+            Some(Bug::RawIsATicket) => append.naming = Naming::Ticket,
             _ => {}
         }
         let mut appended = self.store.append(append.clone()).await;
@@ -264,7 +273,11 @@ impl Store for Mutant {
             }
             _ => {}
         }
-        if self.modest {
+        if self.has(Bug::WithdrawsRaw) && withdraw.naming == Naming::Raw {
+            let index = self.store.get(Get::node(withdraw.dir)).await?.index;
+            return Ok(Withdrawn::new(index, false, true));
+        }
+        if self.modest && withdraw.naming != Naming::Raw {
             // As a store without marks does it: look for the tag, and delete what has it.
             let layout = self.about().layout;
             let nodes = self.store.children(&withdraw.dir).await?;

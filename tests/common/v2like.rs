@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,8 @@ use tenure::{Error, ErrorKind, Key, LeaseId, Result, Store, Ttl};
 pub(crate) struct V2Like<S> {
     inner: S,
     leases: Arc<Mutex<BTreeMap<LeaseId, Lease>>>,
+    /// What renewals say of the clocks from now on.
+    skew: Arc<Mutex<Duration>>,
 }
 
 /// The client's own list of what hangs together.
@@ -44,7 +47,14 @@ impl<S: Store> V2Like<S> {
         Self {
             inner,
             leases: Arc::default(),
+            skew: Arc::default(),
         }
+    }
+
+    /// Lets renewals say that the members' clocks differ by so much.
+    #[allow(dead_code)] // each test crate uses a part
+    pub(crate) fn set_skew(&self, skew: Duration) {
+        *self.skew.lock().unwrap() = skew;
     }
 
     fn expiry(&self, expiry: Expiry) -> Result<Expiry> {
@@ -130,15 +140,41 @@ impl<S: Store + Clone> Store for V2Like<S> {
     }
 
     async fn put(&self, put: Put) -> Result<Written> {
-        let expiry = self.expiry(put.expiry)?;
+        let (asked, expiry) = (put.expiry, self.expiry(put.expiry)?);
+        if let Expiry::With(lease) = asked {
+            // Before it is sent: what hangs on the lease when no answer comes is to be deleted too.
+            let held = Held {
+                value: put.value.clone(),
+                pin: None,
+                unanswered: None,
+            };
+            self.hold(lease, &put.key, Some(held));
+        }
         let put = Put::new(put.key, put.value, expiry).when(put.when);
-        self.inner.put(put).await
+        let key = put.key.clone();
+        let outcome = self.inner.put(put).await;
+        if let (Expiry::With(lease), Err(error)) = (asked, &outcome)
+            && error.changed_nothing()
+        {
+            self.hold(lease, &key, None);
+        }
+        let written = outcome?;
+        if let Expiry::With(lease) = asked {
+            let mut leases = self.leases.lock().unwrap();
+            for (id, other) in leases.iter_mut() {
+                if *id != lease {
+                    other.keys.remove(&written.node.key);
+                }
+            }
+        }
+        Ok(written)
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
         let (asked, expiry) = (append.expiry, self.expiry(append.expiry)?);
         let ticket = match append.naming {
             Naming::Tag => Append::tagged(append.dir, append.tag, append.body, expiry),
+            Naming::Raw => Append::raw(append.dir, append.body, expiry),
             _ => Append::ticket(append.dir, append.tag, expiry).body(append.body),
         };
         let Appended { node, .. } = self.inner.append(ticket).await?;
@@ -227,7 +263,8 @@ impl<S: Store + Clone> Store for V2Like<S> {
         if !keys.is_empty() && keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown) {
             return Err(Error::new(ErrorKind::Unavailable, "no key could be told"));
         }
-        Ok(Renewed::new(ttl, renew.at).with_keys(keys))
+        let skew = *self.skew.lock().unwrap();
+        Ok(Renewed::new(ttl, renew.at).with_keys(keys).with_skew(skew))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<()> {

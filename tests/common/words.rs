@@ -39,3 +39,15 @@ pub async fn value(store: &impl Store, at: &str) -> Option<String> {
     let node = store.node(&key(at)).await.unwrap()?;
     Some(node.text().unwrap().to_owned())
 }
+
+/// Waits until the server has so many watches.
+pub async fn until_watched(etcd: &Etcd, number: u64) {
+    let expected = format!("\"watchers\":{number}}}");
+    let watched = async {
+        while !etcd.http("/v2/stats/store").unwrap().1.contains(&expected) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let watched = tokio::time::timeout(Duration::from_secs(20), watched).await;
+    watched.expect("so many watches within 20 s");
+}

@@ -136,6 +136,8 @@ pub(crate) enum Step {
         keys_only: bool,
     },
     Children {
+        /// All below, not only the children.
+        tree: bool,
         at: At,
         fresh: Fresh,
         keys_only: bool,
@@ -222,6 +224,7 @@ fn step(rng: &mut Rng, tags: &mut u64) -> Step {
             keys_only: rng.u8(..5) == 0,
         },
         _ => Step::Children {
+            tree: rng.bool(),
             at: at_below(rng),
             fresh: fresh(rng),
             keys_only: rng.u8(..5) == 0,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tenure::store::{
     Append, Change, Condition, Delete, Event, Expiry, Freshness, Get, Naming, Node, Page, Put,
-    Scope, View, Watch, Withdraw,
+    Select, View, Watch, Withdraw,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, Tag, Ttl};
 
@@ -155,11 +155,15 @@ impl Memory {
             } => self.read(Get::node(self.key(at)), fresh, keys_only),
             Step::Children {
                 at,
+                tree,
                 fresh,
                 keys_only,
                 after,
             } => {
-                let get = Get::children(self.key(at));
+                let get = match tree {
+                    true => Get::tree(self.key(at)),
+                    false => Get::children(self.key(at)),
+                };
                 let get = match after.map(|name| get.key.join(name).unwrap()) {
                     // As many as there are: etcd v2 cannot page.
                     Some(after) => get.page(Page::after(NonZeroUsize::MAX, after, self.now())),
@@ -322,11 +326,11 @@ impl Told {
                 }
             }
             Request::Get(get) => {
-                let tree = get.scope == Scope::Tree;
+                let list = get.select == Select::Children;
                 let view = match store.get(get).await {
                     // The trait does not say what the children of a file are: the embedded store
                     // says none, and etcd's driver that there is a file.
-                    Err(error) if tree && error.kind() == ErrorKind::NotADirectory => {
+                    Err(error) if list && error.kind() == ErrorKind::NotADirectory => {
                         View::new(error.index().unwrap(), Vec::new())
                     }
                     outcome => outcome?,

@@ -20,7 +20,7 @@ impl Core {
     /// Adds a node to a directory, unless its tag was withdrawn.
     pub(crate) fn append(&mut self, append: &Append) -> Outcome<Arc<Event>> {
         let Append { dir, tag, body, .. } = append;
-        if self.marks.contains_key(tag) {
+        if append.naming != Naming::Raw && self.marks.contains_key(tag) {
             return Err(Refusal {
                 key: Some(dir.clone()),
                 ..self.refusal(Code::CompareFailed, format!("{tag} was withdrawn"))
@@ -32,6 +32,7 @@ impl Core {
                 let value = LAYOUT.ticket_value(*tag, body);
                 self.create_in_order(dir, Payload::File(value), life)
             }
+            Naming::Raw => self.create_in_order(dir, Payload::File(body.clone()), life),
             Naming::Tag => {
                 let key = self.tagged(dir, *tag)?;
                 self.create(&key, Payload::File(body.clone()), life)
@@ -65,6 +66,8 @@ impl Core {
                 file.then_some(key).into_iter().collect()
             }
             Naming::Ticket => self.tickets_of(withdraw),
+            // The store refuses these before it comes here.
+            Naming::Raw => return Ok(false),
         };
         let mut removed = false;
         for key in keys {

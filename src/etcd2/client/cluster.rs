@@ -5,14 +5,15 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
-use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::etcd2::error::{Access, refused, unreadable};
-use crate::transport::{Answer, Call, Repeat};
+use crate::etcd2::members::get;
+use crate::etcd2::watch::broken;
+use crate::transport::{Answer, As, Repeat};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -321,23 +322,16 @@ impl Client {
     /// Asks every known server once, all at the same time, and takes any answer.
     async fn ask_each(&self, path: &str) -> Vec<(String, Result<Answer>)> {
         let driver = &self.driver;
-        let deadline = driver.deadline();
-        let asked = driver.transport.endpoints().iter().map(|endpoint| {
-            let call = get(path.to_owned());
-            async move {
-                let outcome = driver.transport.call_one(&call, endpoint, deadline).await;
-                (endpoint.origin.to_string(), outcome)
-            }
+        driver.refresh_members(driver.deadline()).await;
+        let all = driver.transport.endpoints().all();
+        let call = get(path.to_owned());
+        let asked = all.iter().map(async |endpoint| {
+            let until = driver.transport.attempt_deadline();
+            let outcome = driver.transport.once(&call, endpoint, As::Nobody, until);
+            let outcome = outcome.await.map_err(|it| broken(it).on(&*endpoint.origin));
+            (endpoint.origin.to_string(), outcome)
         });
         join_all(asked).await
-    }
-}
-
-fn get(target: String) -> Call {
-    Call {
-        method: Method::GET,
-        target,
-        payload: None,
     }
 }
 

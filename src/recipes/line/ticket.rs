@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Joining, Line};
-use crate::client::Core;
+use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
@@ -64,11 +64,16 @@ impl Ticket {
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing: the janitor takes back what was sent.
-    pub(crate) async fn take(core: &Arc<Core>, dir: &Key, ttl: Ttl, body: &Bytes) -> Result<Self> {
-        let line = core.lines.line(dir, ttl);
+    pub(crate) async fn take(
+        core: &Arc<Core>,
+        dir: &Key,
+        keep: &Keep,
+        body: &Bytes,
+    ) -> Result<Self> {
+        let line = core.lines.line(dir, keep.ttl());
         let mut last = None;
         for _ in 0..APPENDS {
-            let session = core.session(ttl)?;
+            let session = core.session(keep)?;
             match session
                 .ready()
                 .await
@@ -187,6 +192,27 @@ impl Ticket {
     /// The client this ticket belongs to.
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// Renews it now, with this time-to-live from now on. Only for a ticket whose session is its
+    /// own.
+    ///
+    /// # Errors
+    /// `Lost`; anything else: it is kept, with one of the two.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing: what was begun goes on.
+    pub(crate) async fn renew(&self, ttl: Ttl) -> Result<()> {
+        let term = self.term()?;
+        term.check()?;
+        let outcome = self.session.renew(ttl).await;
+        // Of what the session says and what this key's own term says, a loss counts.
+        term.check().and(outcome)
+    }
+
+    /// The mark of its append.
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
     }
 
     /// Gives the place up and reports.

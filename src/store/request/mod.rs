@@ -6,7 +6,7 @@ mod read;
 mod write;
 
 pub use lease::{Attached, Grant, Renew};
-pub use read::{Filter, Freshness, Get, Page, Scope, Watch};
+pub use read::{Filter, Freshness, Get, Page, Scope, Select, Watch};
 pub use write::{
     Append, Check, Commit, Condition, Delete, Expiry, Naming, Operation, Put, Withdraw,
 };

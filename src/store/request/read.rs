@@ -4,14 +4,38 @@ use std::num::NonZeroUsize;
 
 use crate::key::{Index, Key};
 
-/// One key, or that key and all below it; for a read, its direct children.
+/// What a read answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Select {
+    /// The node at the key.
+    Node,
+    /// The direct children of the key.
+    Children,
+    /// The node at the key and everything below it, at one index. Directories are among them
+    /// where the store has any; what is hidden below the key is not. In the order of the keys'
+    /// bytes, so what is above comes before what is below.
+    Tree,
+}
+
+/// What a watch follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
     /// The key itself.
     Node,
-    /// A read: the direct children. A watch: the key and everything below it.
+    /// The key and everything below it that is not hidden.
     Tree,
+}
+
+impl Scope {
+    /// The read that shows what a watch of this scope follows.
+    pub const fn select(self) -> Select {
+        match self {
+            Self::Node => Select::Node,
+            Self::Tree => Select::Tree,
+        }
+    }
 }
 
 /// How fresh a read must be.
@@ -26,7 +50,7 @@ pub enum Freshness {
     Linearizable,
 }
 
-/// A part of a long list of children.
+/// A part of a long list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
@@ -62,15 +86,15 @@ impl Page {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Get {
-    /// The node, or the parent of the nodes.
+    /// The node, or what the nodes are below.
     pub key: Key,
-    /// The node itself or its children.
-    pub scope: Scope,
+    /// The node itself, its children, or all of its tree.
+    pub select: Select,
     /// How fresh the answer must be.
     pub freshness: Freshness,
     /// Leave out the values where the store can.
     pub keys_only: bool,
-    /// Only a part of the children.
+    /// Only a part of the children or of the tree.
     pub page: Option<Page>,
 }
 
@@ -80,7 +104,7 @@ impl Get {
         let freshness = Freshness::Linearizable;
         Self {
             key,
-            scope: Scope::Node,
+            select: Select::Node,
             freshness,
             keys_only: false,
             page: None,
@@ -90,7 +114,15 @@ impl Get {
     /// Reads the direct children of `key`, in key order, linearizably.
     pub fn children(key: Key) -> Self {
         Self {
-            scope: Scope::Tree,
+            select: Select::Children,
+            ..Self::node(key)
+        }
+    }
+
+    /// Reads the node at `key` and all below it, in key order, linearizably.
+    pub fn tree(key: Key) -> Self {
+        Self {
+            select: Select::Tree,
             ..Self::node(key)
         }
     }
@@ -109,7 +141,7 @@ impl Get {
         self
     }
 
-    /// Asks for a part of the children.
+    /// Asks for a part of the children or of the tree.
     #[must_use]
     pub fn page(mut self, page: Page) -> Self {
         self.page = Some(page);

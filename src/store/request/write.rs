@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId, Tag, Ttl};
 use crate::store::Node;
 
@@ -84,6 +85,13 @@ pub enum Naming {
     Ticket,
     /// The tag is the name and the value is stored as it is.
     Tag,
+    /// As a ticket, but the value is stored as it is and the tag nowhere: what plain producers
+    /// append.
+    ///
+    /// Nobody can tell such a node from one that another has appended, so after an `Ambiguous`
+    /// outcome there is no finding out: to append again may be to append twice.
+    /// [`withdraw`](crate::Store::withdraw) is `Unsupported`; delete the node by its key instead.
+    Raw,
 }
 
 /// An append: see [`Store::append`](crate::Store::append).
@@ -92,7 +100,7 @@ pub enum Naming {
 pub struct Append {
     /// The directory to add to; made if missing.
     pub dir: Key,
-    /// The mark by which this append is recognised for ever.
+    /// The mark by which this append is recognised for ever; [`Tag::NONE`] for [`Naming::Raw`].
     pub tag: Tag,
     /// What the node says besides its tag; for a lock nothing.
     pub body: Bytes,
@@ -121,6 +129,17 @@ impl Append {
             tag,
             body: body.into(),
             naming: Naming::Tag,
+            expiry,
+        }
+    }
+
+    /// A node that says this and nothing else, named in the order of its append.
+    pub fn raw(dir: Key, body: impl Into<Bytes>, expiry: Expiry) -> Self {
+        Self {
+            dir,
+            tag: Tag::NONE,
+            body: body.into(),
+            naming: Naming::Raw,
             expiry,
         }
     }
@@ -159,6 +178,18 @@ impl Withdraw {
             node: None,
             lease: None,
         }
+    }
+
+    /// Refuses what no store can take back.
+    pub(crate) fn check(&self, store: &str) -> Result<()> {
+        if self.naming != Naming::Raw {
+            return Ok(());
+        }
+        let text = "a raw append has no tag to be found by: delete the node by its key";
+        Err(Error::new(ErrorKind::Unsupported, text)
+            .during("withdraw")
+            .at(&self.dir)
+            .on(store))
     }
 
     /// Says which node the append made.

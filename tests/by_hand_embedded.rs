@@ -1,0 +1,298 @@
+//! The lock by hand over the embedded store, on paused time; and its renewals under faults, also
+//! over a store that has no more than etcd v2 has.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenure::embedded::Embedded;
+use tenure::runtime::Runtime;
+use tenure::testkit::{Call, Fault, Faulty};
+use tenure::{ErrorKind, Store, StoreExt};
+
+#[path = "by_hand_suite/mod.rs"]
+#[macro_use]
+mod suite;
+#[path = "common/v2like.rs"]
+mod v2like;
+
+use suite::{LONG, Link, World, soon};
+use v2like::V2Like;
+
+fn leased(seed: u64) -> World {
+    let runtime = Runtime::on_tokio_time(seed);
+    let store = Embedded::builder().runtime(runtime.clone()).build();
+    let behind = store.clone();
+    World {
+        open: Box::new(move || Arc::new(store.clone())),
+        linked: Box::new(move || {
+            let behind: Arc<dyn Store> = Arc::new(behind.clone());
+            let link = Faulty::shared(behind, seed);
+            (Arc::new(link.clone()), link)
+        }),
+        runtime,
+    }
+}
+
+fn keyed(seed: u64) -> World {
+    let runtime = Runtime::on_tokio_time(seed);
+    let store = Embedded::builder().runtime(runtime.clone()).build();
+    let behind = store.clone();
+    World {
+        open: Box::new(move || Arc::new(V2Like::new(store.clone()))),
+        linked: Box::new(move || {
+            let behind: Arc<dyn Store> = Arc::new(behind.clone());
+            let link = Faulty::shared(behind, seed);
+            (Arc::new(V2Like::new(link.clone())), link)
+        }),
+        runtime,
+    }
+}
+
+mod with_leases {
+    use super::*;
+
+    async fn world() -> (World, ()) {
+        (leased(1), ())
+    }
+
+    by_hand_suite!(tokio::test(start_paused = true), world());
+}
+
+mod key_by_key {
+    use super::*;
+
+    async fn world() -> (World, ()) {
+        (keyed(1), ())
+    }
+
+    by_hand_suite!(tokio::test(start_paused = true), world());
+}
+
+const TTLS: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(20)];
+
+/// Acquires, renews to another TTL with a fault at the `n`-th call of that, and looks at what
+/// became of it. Says whether the fault hit.
+async fn renewal_with(world: &World, n: u64, fault: Fault, [from, to]: [Duration; 2]) -> bool {
+    let what = format!("call {n}, {fault:?}, {from:?} to {to:?}");
+    let clock = &world.runtime.clock;
+    let (client, link) = world.client_on_a_link();
+    link.set_patience(Duration::from_millis(500));
+    let mut lock = client.get_lock("/customer1", from);
+    lock.acquire().await.unwrap();
+    let before = link.all_calls();
+    link.nth_of_all(before + n, fault);
+    let outcome = soon(&what, lock.renew(to)).await;
+    let hit = link.all_calls() >= before + n;
+    link.heal();
+    let kind = outcome.as_ref().err().map(tenure::Error::kind);
+    assert_ne!(kind, Some(ErrorKind::Lost), "{what}");
+    assert!(lock.is_locked().await.unwrap(), "{what}: {outcome:?}");
+    // Later than any late commit of this, and with renewals in between.
+    clock.sleep(from.min(to) * 2).await;
+    link.quiesce().await;
+    assert!(lock.is_locked().await.unwrap(), "{what}: {outcome:?}");
+    let now = if outcome.is_ok() { to } else { from };
+    let deadline = lock.guard().unwrap().deadline().unwrap();
+    assert!(deadline.since(clock.now()) <= now, "{what}: {outcome:?}");
+    assert!(
+        deadline.since(clock.now()) >= now / 2,
+        "{what}: {outcome:?}"
+    );
+    // The end, by a crash: nobody believes longer than the store keeps it.
+    link.set_down(true);
+    let cut = clock.now();
+    let guard = lock.guard().unwrap();
+    let other = world.client();
+    let mut next = other.get_lock("/customer1", from);
+    let (believed, followed) = soon(&what, async {
+        tokio::join!(
+            async {
+                guard.lost().await;
+                clock.now().since(cut)
+            },
+            async {
+                next.acquire().await.unwrap();
+                clock.now().since(cut)
+            }
+        )
+    })
+    .await;
+    assert!(believed <= followed, "{what}: two holders");
+    assert!(followed <= now, "{what}: {followed:?}");
+    next.release().await.unwrap();
+    link.heal();
+    lock.release().await.unwrap();
+    soon(&what, client.shutdown(LONG)).await;
+    let dir = tenure::Key::new("/_locks/customer1").unwrap();
+    assert_eq!(other.store().children(&dir).await.unwrap(), [], "{what}");
+    hit
+}
+
+async fn whichever_call_is_hit(world: fn(u64) -> World) -> u64 {
+    let late = Duration::from_millis(700);
+    let faults = [
+        Fault::LostRequest,
+        Fault::LostReply,
+        Fault::LateCommit(Duration::ZERO),
+        Fault::LateCommit(late),
+        Fault::Delay(late),
+        Fault::SlowReply(late),
+        Fault::Unavailable,
+        Fault::Unreachable,
+        Fault::Hang,
+    ];
+    let mut most = 0;
+    for ttls in [TTLS, [TTLS[1], TTLS[0]], [TTLS[0]; 2]] {
+        for fault in faults {
+            for n in 1..20 {
+                if !renewal_with(&world(n), n, fault, ttls).await {
+                    break;
+                }
+                most = most.max(n);
+            }
+        }
+    }
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_call_of_a_renewal_goes_wrong_it_stays_held_with_one_of_the_two() {
+    assert!(whichever_call_is_hit(leased).await >= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_call_goes_wrong_where_each_key_has_a_ttl_of_its_own() {
+    assert!(whichever_call_is_hit(keyed).await >= 2);
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
+    let outcome = tokio::time::timeout(limit, future).await;
+    outcome.expect("in time")
+}
+
+/// Renews from the longer to the shorter TTL, with an answer to the put that never comes, and
+/// returns when the put has landed.
+async fn unheard(world: &World) -> (tenure::Client, Link, tenure::HandLock) {
+    let (client, link) = world.client_on_a_link();
+    let mut lock = client.get_lock("/customer1", TTLS[1]);
+    lock.acquire().await.unwrap();
+    link.set_patience(Duration::from_secs(3));
+    link.next(Call::Put, Fault::LostReply);
+    let (key, watch) = (lock.guard().unwrap().key().clone(), world.client());
+    let before = watch.store().node(&key).await.unwrap().unwrap();
+    let landed = async {
+        loop {
+            let node = watch.store().node(&key).await.unwrap().unwrap();
+            if (node.modified, node.lease) != (before.modified, before.lease) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        outcome = lock.renew(TTLS[0]) => panic!("{outcome:?}"),
+        () = landed => {}
+    }
+    (client, link, lock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_that_was_not_heard_of_is_believed_no_longer_than_it_lasts() {
+    for world in [leased(1), keyed(1)] {
+        let (_client, link, lock) = unheard(&world).await;
+        link.set_down(true);
+        let (clock, guard) = (&world.runtime.clock, lock.guard().unwrap());
+        let other = world.client();
+        let mut next = other.get_lock("/customer1", TTLS[0]);
+        let (lost, followed) = soon("the next", async {
+            tokio::join!(
+                async {
+                    guard.lost().await;
+                    clock.now()
+                },
+                async {
+                    next.acquire().await.unwrap();
+                    clock.now()
+                }
+            )
+        })
+        .await;
+        assert!(
+            lost <= followed,
+            "two holders for {:?}",
+            lost.since(followed)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_in_the_middle_of_a_change_leaves_nothing() {
+    for world in [leased(1), keyed(1)] {
+        let (client, link, lock) = unheard(&world).await;
+        link.heal();
+        // Less than either TTL: it has to be taken back, not to expire.
+        client.shutdown(Duration::from_secs(1)).await;
+        assert_eq!(lock.token(), None);
+        let dir = tenure::Key::new("/_locks/customer1").unwrap();
+        let left = world.client().store().children(&dir).await.unwrap();
+        assert_eq!(left, [], "left to its TTL");
+    }
+}
+
+/// Renewals of changing length on a bad link, while others want the lock.
+#[tokio::test(start_paused = true)]
+async fn in_a_storm_of_renewals_there_is_one_holder_at_a_time() {
+    let mut renewed = 0;
+    for (seed, make) in
+        (1..=15).flat_map(|seed| [(seed, leased as fn(u64) -> World), (seed, keyed)])
+    {
+        let world = make(seed);
+        let holder = Arc::new(std::sync::Mutex::new((None::<u64>, 0)));
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut links: Vec<Link> = Vec::new();
+        for who in 0..3 {
+            let (client, link) = world.client_on_a_link();
+            link.set_patience(Duration::from_millis(200));
+            links.push(link.clone());
+            let (clock, holder) = (world.runtime.clock.clone(), holder.clone());
+            tasks.spawn(async move {
+                let mut random = fastrand::Rng::with_seed(seed * 10 + who);
+                let mut lock = client.get_lock("/customer1", Duration::from_secs(3));
+                let mut renewals = 0;
+                let odds = tenure::testkit::Odds::network(0.04, Duration::from_millis(300));
+                link.set_all_odds(odds);
+                for _ in 0..6 {
+                    if lock.acquire().timeout(LONG).await.is_err() {
+                        continue;
+                    }
+                    let Some(token) = lock.token() else { continue };
+                    for _ in 0..4 {
+                        let ttl = Duration::from_secs(random.u64(2..12));
+                        renewals += u64::from(lock.renew(ttl).await.is_ok());
+                        clock
+                            .sleep(Duration::from_millis(random.u64(..2_500)))
+                            .await;
+                        if lock.token() == Some(token) {
+                            let mut held = holder.lock().unwrap();
+                            assert!(token >= held.1, "seed {seed}: {token} after {}", held.1);
+                            *held = (Some(who), token);
+                        }
+                    }
+                    let _ = lock.release().await;
+                }
+                link.heal();
+                renewals
+            });
+        }
+        renewed += within(Duration::from_secs(3_600), async {
+            let mut sum = 0;
+            while let Some(done) = tasks.join_next().await {
+                sum += done.unwrap();
+            }
+            sum
+        })
+        .await;
+    }
+    assert!(renewed > 300, "only {renewed} renewals");
+}
