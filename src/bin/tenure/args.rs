@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -22,6 +22,9 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+    /// How results are written
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    pub(crate) format: Format,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -48,6 +51,166 @@ pub(crate) struct StoreArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Lock(LockArgs),
+    #[command(flatten)]
+    Keys(KeysCommand),
+    Bench(BenchArgs),
+    /// Prints a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page
+    Man,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Human,
+    /// For programs: one JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Prints what a key holds; 1 if there is nothing
+    Get {
+        /// The key
+        key: String,
+    },
+    /// Writes a key, whatever is there; a time-to-live that it has stays unless told otherwise
+    Set {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Writes a key where there is nothing; 1 if there is something
+    Create {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        /// It goes away after this long
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        ttl: Option<Duration>,
+    },
+    /// Writes a key that is there, on a condition if one is given; 1 if it does not hold
+    Update {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        #[command(flatten)]
+        conditions: Conditions,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Deletes a key, on a condition if one is given; 1 if there is nothing or it does not hold
+    Rm {
+        /// The key
+        key: String,
+        /// With everything below it
+        #[arg(long, short, conflicts_with_all = ["prev_value", "prev_index"])]
+        recursive: bool,
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Lists what is directly below a key
+    Ls {
+        /// The key
+        #[arg(default_value = "/")]
+        key: String,
+        /// Everything below it
+        #[arg(long, short)]
+        recursive: bool,
+    },
+    /// Adds a value to a directory under the next number, and prints its key
+    Append {
+        /// The directory
+        dir: String,
+        /// The value; `-` for standard input
+        value: String,
+        /// It goes away after this long
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        ttl: Option<Duration>,
+    },
+    Watch(WatchArgs),
+    /// Lists the members of the cluster
+    Members,
+    /// Prints a server's statistics, as JSON
+    Stats,
+    /// Asks every server whether it is well; 69 if one is not
+    Health,
+}
+
+/// Prints each change of a key as it comes
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The key
+    pub(crate) key: String,
+    /// And of everything below it
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+    /// From this index on; default: from now on
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) from: Option<u64>,
+    /// Ends after so many
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) count: Option<u64>,
+}
+
+/// How long what is written lives.
+#[derive(Debug, Args)]
+pub(crate) struct Lifetime {
+    /// It goes away after this long
+    #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with = "permanent")]
+    pub(crate) ttl: Option<Duration>,
+    /// It stays, even if what is there now does not
+    #[arg(long)]
+    pub(crate) permanent: bool,
+}
+
+/// What must be there.
+#[derive(Debug, Args)]
+pub(crate) struct Conditions {
+    /// Only if the key holds this
+    #[arg(long, value_name = "VALUE")]
+    pub(crate) prev_value: Option<String>,
+    /// Only if the key was last modified at this index
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) prev_index: Option<u64>,
+}
+
+/// Measures rates and latencies; one JSON object for each measurement
+///
+/// Rates of one run can be compared with each other, on one machine; little else can.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// What is measured
+    #[arg(value_enum)]
+    pub(crate) what: Bench,
+    /// How many clients at once, each with connections of its own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) clients: u32,
+    /// For how many seconds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) secs: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// Writes of 100 bytes, each client to a key of its own
+    Put,
+    /// Linearizable reads of such keys
+    Get,
+    /// Acquire and release, each client a lock of its own
+    Lock,
+    /// Acquire and release of one lock by all clients
+    Contend,
 }
 
 /// Runs a command while holding a lock

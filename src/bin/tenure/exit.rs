@@ -15,6 +15,7 @@
 
 use tenure::{Error, ErrorKind};
 
+pub(crate) const DONE: u8 = 0;
 pub(crate) const FALSE: u8 = 1;
 pub(crate) const USAGE: u8 = 64;
 pub(crate) const UNAVAILABLE: u8 = 69;

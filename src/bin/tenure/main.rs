@@ -1,18 +1,21 @@
 //! The command `tenure`: a lock around any program, and the keys of a store.
 
 mod args;
+mod bench;
 mod exit;
 mod guardian;
+mod keys;
 mod lock;
 mod process;
 mod signals;
+mod store;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use tenure::Client;
+use clap::{CommandFactory as _, Parser as _};
 
-use args::{Cli, Command, StoreArgs};
+use args::{Cli, Command};
 use signals::Signals;
 
 fn main() -> ExitCode {
@@ -53,28 +56,65 @@ async fn run(cli: Cli) -> u8 {
             return exit::SOFTWARE;
         }
     };
-    let client = tokio::select! {
+    match &cli.command {
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man => return man(),
+        Command::Lock(_) | Command::Keys(_) | Command::Bench(_) => {}
+    }
+    let url = match store::url(&cli.store) {
+        Ok(url) => url,
+        Err(code) => return code,
+    };
+    if url.is_embedded() && !matches!(cli.command, Command::Bench(_)) {
+        eprintln!(
+            "tenure: the embedded store lives in one process and ends with it: what this command \
+             does there nobody could see"
+        );
+        return exit::USAGE;
+    }
+    let opened = tokio::select! {
         biased;
         signal = signals.next() => return (128 + signal) as u8,
-        client = connect(&cli.store) => match client {
-            Ok(client) => client,
+        opened = store::open(url) => match opened {
+            Ok(opened) => opened,
             Err(code) => return code,
         },
     };
-    match cli.command {
-        Command::Lock(args) => lock::run(&client, &args, &mut signals).await,
+    match &cli.command {
+        Command::Lock(args) => lock::run(&opened.client, args, &mut signals).await,
+        Command::Keys(command) => {
+            let store = &**opened.client.store();
+            keys::run(&opened.url, store, command, cli.format, &mut signals).await
+        }
+        Command::Bench(args) => bench::run(&opened, args, &mut signals).await,
+        Command::Completions { .. } | Command::Man => exit::DONE,
     }
 }
 
-async fn connect(args: &StoreArgs) -> Result<Client, u8> {
-    let Some(url) = &args.store else {
-        eprintln!(
-            "tenure: which store? Give --store URL or TENURE_STORE: etcd2://host:port/prefix, etcd2s://…, embedded:"
-        );
-        return Err(exit::USAGE);
-    };
-    Client::connect(url).await.map_err(|error| {
-        eprintln!("tenure: {error}");
-        exit::code(&error)
-    })
+fn completions(shell: clap_complete::Shell) -> u8 {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tenure", &mut script);
+    print(&script)
+}
+
+fn man() -> u8 {
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    if rendered.is_err() {
+        return exit::SOFTWARE;
+    }
+    for command in Cli::command().get_subcommands() {
+        let name = format!("tenure-{}", command.get_name());
+        let man = clap_mangen::Man::new(command.clone().name(name));
+        if man.render(&mut page).is_err() {
+            return exit::SOFTWARE;
+        }
+    }
+    print(&page)
+}
+
+/// A reader that is gone is no error.
+fn print(text: &[u8]) -> u8 {
+    let _ = std::io::stdout().write_all(text);
+    exit::DONE
 }
