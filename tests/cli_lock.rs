@@ -324,6 +324,15 @@ fn overlap_after(blow: Blow) {
         etcd.resume();
         drop(waiter.wait_with_output());
         assert!(silent_since(&marks, last), "{blow:?}");
+        let output = lock(&etcd, &options, "echo $TENURE_TOKEN")
+            .output()
+            .unwrap();
+        let its: u64 = String::from_utf8(output.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(its > token, "{blow:?}: token {its} after {token}");
         return;
     }
     let told = lines(&next, 2);
@@ -392,6 +401,75 @@ fn a_command_does_not_outlive_its_guardian() {
 #[test]
 fn a_command_is_killed_from_above_when_its_guardian_is_stopped() {
     overlap_after(Blow::GuardianStopped);
+}
+
+#[test]
+fn a_signal_is_passed_on_and_the_lock_given_back_when_the_command_has_ended() {
+    let (etcd, files) = (Etcd::start(), Directory::new());
+    let (ready, order) = (files.file("ready"), files.file("order"));
+    for (name, number) in [("-TERM", 15), ("-INT", 2), ("-HUP", 1), ("-QUIT", 3)] {
+        let _ = fs::remove_file(&ready);
+        let script = format!(
+            "trap 'sleep 0.3; echo ended >> {order}; exit 9' {number}; \
+             echo up >> {ready}; while :; do sleep 0.01; done",
+            order = order.display(),
+            ready = ready.display()
+        );
+        let holder = lock(&etcd, &["n"], &script).spawn().unwrap();
+        lines(&ready, 1);
+        let next = format!("echo next >> {}", order.display());
+        let next = lock(&etcd, &["n"], &next).spawn().unwrap();
+        signal(&holder, name);
+        assert_eq!(ended(holder), Some(9), "{name}: its handler decides");
+        assert_eq!(ended(next), Some(0));
+        assert_eq!(lines(&order, 2), ["ended", "next"], "{name}");
+        fs::remove_file(&order).unwrap();
+    }
+    assert_eq!(tickets(&etcd, "n"), [""; 0]);
+}
+
+#[test]
+fn who_is_told_to_end_while_waiting_leaves_the_line() {
+    let (etcd, files) = (Etcd::start(), Directory::new());
+    let ready = files.file("ready");
+    let script = format!("echo up >> {}; read wait", ready.display());
+    let mut holder = lock(&etcd, &["n"], &script)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lines(&ready, 1);
+    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+        let waiter = lock(&etcd, &["n"], "echo never")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while tickets(&etcd, "n").len() < 2 {
+            assert!(start.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(5));
+        }
+        signal(&waiter, name);
+        let output = waiter.wait_with_output().unwrap();
+        assert_eq!(
+            (output.status.code(), output.stdout.len()),
+            (Some(code), 0),
+            "{name}"
+        );
+        assert_eq!(tickets(&etcd, "n").len(), 1, "{name}");
+    }
+    drop(holder.stdin.take());
+    assert_eq!(ended(holder), Some(1));
+}
+
+#[test]
+fn a_raw_name_is_the_line_itself() {
+    let etcd = Etcd::start();
+    let script = "echo $TENURE_KEY";
+    let output = lock(&etcd, &["/elsewhere/line", "--raw"], script)
+        .output()
+        .unwrap();
+    let key = String::from_utf8(output.stdout).unwrap();
+    assert!(key.starts_with("/elsewhere/line/000"), "{key}");
 }
 
 #[test]
