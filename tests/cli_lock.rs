@@ -462,6 +462,20 @@ fn who_is_told_to_end_while_waiting_leaves_the_line() {
 }
 
 #[test]
+fn a_command_that_outlasts_many_terms_is_left_alone() {
+    let etcd = Etcd::start();
+    // Each second a term is renewed; without that it would be dead after two.
+    let output = lock(&etcd, &["n", "--ttl", "3s"], "sleep 7; echo done")
+        .output()
+        .unwrap();
+    assert_eq!(
+        (code(&output), &output.stdout[..]),
+        (0, &b"done\n"[..]),
+        "{output:?}"
+    );
+}
+
+#[test]
 fn a_raw_name_is_the_line_itself() {
     let etcd = Etcd::start();
     let script = "echo $TENURE_KEY";
