@@ -45,7 +45,7 @@ pub mod testkit;
 pub mod transport;
 pub mod watcher;
 
-pub use client::{Client, ClientBuilder, Shutdown};
+pub use client::{Client, ClientBuilder, Shutdown, StoreUrl};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};

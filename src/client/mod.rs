@@ -4,6 +4,8 @@
 mod by_hand;
 mod url;
 
+pub use url::StoreUrl;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,13 +65,7 @@ pub(crate) struct Core {
 impl Client {
     /// Connects to the store that a URL names, and checks that it answers.
     ///
-    /// | URL | store |
-    /// |---|---|
-    /// | `embedded:` | a new [`Embedded`](crate::embedded::Embedded) store in this process |
-    /// | `etcd2://host:port,host:port/prefix` | etcd's v2 keys API (feature `etcd2`); the port defaults to 2379; all keys lie below the prefix, if there is one |
-    /// | `etcd2s://…` | the same over TLS, trusting the system's root certificates |
-    ///
-    /// `user:password@` before the first host gives credentials.
+    /// [`StoreUrl`] has the forms of URLs.
     ///
     /// # Errors
     /// [`InvalidOptions`](ErrorKind::InvalidOptions) for a URL of another form; what the first
@@ -92,7 +88,7 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future leaves nothing.
     pub async fn connect_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
-        let store = url::open(url.as_ref(), &runtime).await?;
+        let store = StoreUrl::parse(url.as_ref())?.open(&runtime).await?;
         Ok(Self::builder(store).runtime(runtime).build())
     }
 

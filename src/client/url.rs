@@ -1,5 +1,6 @@
-//! Which store a URL names: `scheme://user:password@host:port,host:port/prefix`.
+//! Which store a URL names: `scheme://user:password@host:port,host:port/prefix?option=value`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::embedded::Embedded;
@@ -9,52 +10,27 @@ use crate::runtime::Runtime;
 use crate::store::{Prefixed, Store};
 
 /// The forms, for error texts.
-const FORMS: &str =
-    "a store URL is `embedded:`, `etcd2://host:port,host:port/prefix` or the same with `etcd2s://`";
+const FORMS: &str = "a store URL is `embedded:`, `etcd2://host:port,host:port/prefix` or, over TLS, \
+                     `etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE`";
 
-/// Opens the store and asks it for a sign of life.
-pub(super) async fn open(url: &str, runtime: &Runtime) -> Result<Arc<dyn Store>> {
-    let place = parse(url)?;
-    let store: Arc<dyn Store> = match &place.scheme {
-        Scheme::Embedded => Arc::new(Embedded::builder().runtime(runtime.clone()).build()),
-        Scheme::Etcd2 { tls } => open_etcd2(&place, *tls, runtime).await?,
-    };
-    Ok(match place.prefix {
-        Some(prefix) => Arc::new(Prefixed::new(store, prefix)),
-        None => store,
-    })
-}
-
-#[cfg(feature = "etcd2")]
-async fn open_etcd2(place: &Place, tls: bool, runtime: &Runtime) -> Result<Arc<dyn Store>> {
-    let scheme = if tls { "https" } else { "http" };
-    let endpoints: Vec<String> = place
-        .hosts
-        .iter()
-        .map(|host| format!("{scheme}://{host}"))
-        .collect();
-    let mut builder = crate::etcd2::Etcd2::builder(endpoints.join(",")).runtime(runtime.clone());
-    if let Some(User { name, password }) = &place.user {
-        builder = builder.user(name, password);
-    }
-    let store = builder.build()?;
-    store.probe().await?;
-    Ok(Arc::new(store))
-}
-
-#[cfg(not(feature = "etcd2"))]
-async fn open_etcd2(_: &Place, _: bool, _: &Runtime) -> Result<Arc<dyn Store>> {
-    let text = "this program was built without the feature `etcd2`";
-    Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
-}
-
-/// What a URL says. Not `Debug`: it may hold a password.
-#[cfg_attr(not(feature = "etcd2"), allow(dead_code))] // only drivers read all of it
-struct Place {
+/// What a store URL says.
+///
+/// | URL | store |
+/// |---|---|
+/// | `embedded:` | a new [`Embedded`] store in this process |
+/// | `etcd2://host:port,host:port/prefix` | etcd's v2 keys API (feature `etcd2`); the port defaults to 2379; all keys lie below the prefix, if there is one |
+/// | `etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE` | the same over TLS: `ca` holds the authorities that are trusted instead of the system's, `cert` the client's certificate, `key` its private key (if not in `cert`), `server_name` the name that the servers' certificates must be for |
+///
+/// `user:password@` before the first host gives credentials; what means something in a URL is
+/// escaped in them (`%40`), and in the options' values.
+#[derive(Clone)]
+pub struct StoreUrl {
     scheme: Scheme,
     user: Option<User>,
     hosts: Vec<String>,
     prefix: Option<Key>,
+    #[cfg_attr(not(feature = "etcd2"), allow(dead_code))] // only drivers read it
+    tls: TlsOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,24 +39,179 @@ enum Scheme {
     Etcd2 { tls: bool },
 }
 
+#[derive(Clone)]
 #[cfg_attr(not(feature = "etcd2"), allow(dead_code))]
 struct User {
     name: String,
     password: String,
 }
 
-fn parse(url: &str) -> Result<Place> {
-    let invalid = |reason: &str| {
-        // Without the URL itself: it may hold a password.
-        let text = format!("{reason}; {FORMS}");
-        Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"))
-    };
+/// Files and names, none of them a secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct TlsOptions {
+    ca: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+    server_name: Option<String>,
+}
+
+impl StoreUrl {
+    /// Parses a URL.
+    ///
+    /// # Errors
+    /// `InvalidOptions`, `InvalidKey`: it is of another form. The text does not show the URL, which
+    /// may hold a password.
+    pub fn parse(url: &str) -> Result<Self> {
+        parse(url).map_err(|error| error.during("connect"))
+    }
+
+    /// Whether the store is one in this process.
+    pub fn is_embedded(&self) -> bool {
+        self.scheme == Scheme::Embedded
+    }
+
+    /// Below which all keys lie.
+    pub fn prefix(&self) -> Option<&Key> {
+        self.prefix.as_ref()
+    }
+
+    /// Uses these credentials instead of those in the URL.
+    #[must_use]
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some(User {
+            name: name.into(),
+            password: password.into(),
+        });
+        self
+    }
+
+    /// The options of the etcd v2 driver that this names; `None` if it names another store. The
+    /// prefix is not among them.
+    #[cfg(feature = "etcd2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
+    pub fn etcd2(&self) -> Option<crate::etcd2::Builder> {
+        let Scheme::Etcd2 { tls } = self.scheme else {
+            return None;
+        };
+        let scheme = if tls { "https" } else { "http" };
+        let endpoints = self.hosts.iter().map(|host| format!("{scheme}://{host}"));
+        let endpoints: Vec<String> = endpoints.collect();
+        let mut builder = crate::etcd2::Etcd2::builder(endpoints.join(","));
+        if let Some(User { name, password }) = &self.user {
+            builder = builder.user(name, password);
+        }
+        Some(if tls {
+            builder.tls(self.tls.made())
+        } else {
+            builder
+        })
+    }
+
+    /// Opens the store and asks it for a sign of life.
+    ///
+    /// # Errors
+    /// As [`Client::connect`](crate::Client::connect).
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing.
+    pub async fn open(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let store: Arc<dyn Store> = match self.scheme {
+            Scheme::Embedded => Arc::new(Embedded::builder().runtime(runtime.clone()).build()),
+            Scheme::Etcd2 { .. } => self.open_etcd2(runtime).await?,
+        };
+        Ok(match &self.prefix {
+            Some(prefix) => Arc::new(Prefixed::new(store, prefix.clone())),
+            None => store,
+        })
+    }
+
+    #[cfg(feature = "etcd2")]
+    async fn open_etcd2(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let builder = self.etcd2().map(|it| it.runtime(runtime.clone()));
+        let Some(builder) = builder else {
+            let text = "this is no URL of an etcd";
+            return Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"));
+        };
+        let store = builder.build().map_err(|it| it.during("connect"))?;
+        store.probe().await?;
+        Ok(Arc::new(store))
+    }
+
+    #[cfg(not(feature = "etcd2"))]
+    async fn open_etcd2(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
+        let text = "this program was built without the feature `etcd2`";
+        Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
+    }
+}
+
+impl TlsOptions {
+    #[cfg(feature = "etcd2")]
+    fn made(&self) -> crate::transport::Tls {
+        let mut tls = crate::transport::Tls::new();
+        if let Some(ca) = &self.ca {
+            tls = tls.ca_file(ca);
+        }
+        tls = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls.identity_files(cert, key),
+            (Some(both), None) => tls.identity_file(both),
+            (None, _) => tls,
+        };
+        match &self.server_name {
+            Some(name) => tls.server_name(name),
+            None => tls,
+        }
+    }
+
+    /// Parses `name=value&name=value`.
+    fn parse(text: &str) -> Result<Self> {
+        let mut options = Self::default();
+        for part in text.split('&') {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let place = match name {
+                "ca" => &mut options.ca,
+                "cert" => &mut options.cert,
+                "key" => &mut options.key,
+                "server_name" => &mut options.server_name,
+                _ => return invalid(&format!("there is no option {name:?}")),
+            };
+            if value.is_empty() || place.is_some() {
+                return invalid(&format!("the option {name:?} has one value"));
+            }
+            *place = Some(unescape(value)?);
+        }
+        if options.key.is_some() && options.cert.is_none() {
+            return invalid("a `key` goes with a `cert`");
+        }
+        Ok(options)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreUrl")
+            .field("scheme", &self.scheme)
+            .field("user", &self.user.as_ref().map(|user| &user.name))
+            .field("hosts", &self.hosts)
+            .field("prefix", &self.prefix)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Without the URL itself: it may hold a password.
+fn invalid<T>(reason: &str) -> Result<T> {
+    let text = format!("{reason}; {FORMS}");
+    Err(Error::new(ErrorKind::InvalidOptions, text))
+}
+
+fn parse(url: &str) -> Result<StoreUrl> {
     if url == "embedded:" {
-        return Ok(Place {
+        return Ok(StoreUrl {
             scheme: Scheme::Embedded,
             user: None,
             hosts: Vec::new(),
             prefix: None,
+            tls: TlsOptions::default(),
         });
     }
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -91,9 +222,23 @@ fn parse(url: &str) -> Result<Place> {
         "etcd2s" => Scheme::Etcd2 { tls: true },
         _ => return invalid(&format!("no store has the scheme {scheme:?}")),
     };
-    if rest.contains(['?', '#']) {
-        return invalid("a store URL has no options yet");
+    if rest.contains('#') {
+        return invalid("a store URL has no fragment");
     }
+    let (rest, options) = match rest.split_once('?') {
+        Some((rest, options)) => (rest, Some(options)),
+        None => (rest, None),
+    };
+    if options.is_some_and(|options| options.contains('@')) {
+        return invalid("a `?` in the user or password is written %3F, an `@` in an option %40");
+    }
+    let tls = match options {
+        None => TlsOptions::default(),
+        Some(_) if scheme == (Scheme::Etcd2 { tls: false }) => {
+            return invalid("the options are those of TLS: write etcd2s://");
+        }
+        Some(options) => TlsOptions::parse(options)?,
+    };
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => (rest, ""),
@@ -106,29 +251,27 @@ fn parse(url: &str) -> Result<Place> {
         Some((user, hosts)) => (Some(parse_user(user)?), hosts),
         None => (None, authority),
     };
-    let hosts: Vec<String> = hosts
-        .split(',')
-        .map(|host| host.trim().to_owned())
-        .collect();
+    let hosts = hosts.split(',').map(|host| host.trim().to_owned());
+    let hosts: Vec<String> = hosts.collect();
     if hosts.iter().any(String::is_empty) {
         return invalid("a host is empty");
     }
     let prefix = match path.trim_end_matches('/') {
         "" => None,
-        prefix => Some(Key::new(prefix).map_err(|error| error.during("connect"))?),
+        prefix => Some(Key::new(prefix)?),
     };
-    Ok(Place {
+    Ok(StoreUrl {
         scheme,
         user,
         hosts,
         prefix,
+        tls,
     })
 }
 
 fn parse_user(text: &str) -> Result<User> {
     let Some((name, password)) = text.split_once(':') else {
-        let text = format!("before the `@` stand `user:password`; {FORMS}");
-        return Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"));
+        return invalid("before the `@` stand `user:password`");
     };
     Ok(User {
         name: unescape(name)?,
@@ -139,8 +282,8 @@ fn parse_user(text: &str) -> Result<User> {
 /// Undoes `%40` and the like, which a password with an `@` needs.
 fn unescape(text: &str) -> Result<String> {
     let bad = || {
-        let text = "a `%` in the user or password begins an escape such as `%40`";
-        Error::new(ErrorKind::InvalidOptions, text).during("connect")
+        let text = "a `%` in a user, password or option begins an escape such as `%40`";
+        Error::new(ErrorKind::InvalidOptions, text)
     };
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -158,8 +301,7 @@ mod tests {
 
     #[test]
     fn a_url_names_scheme_user_hosts_and_prefix() {
-        let place =
-            parse("etcd2s://me:p%40ss%3A@h1:1,h2,[::1]:3/a/b/").unwrap_or_else(|_| panic!());
+        let place = parse("etcd2s://me:p%40ss%3A@h1:1,h2,[::1]:3/a/b/").unwrap();
         assert_eq!(place.scheme, Scheme::Etcd2 { tls: true });
         assert_eq!(place.hosts, ["h1:1", "h2", "[::1]:3"]);
         assert_eq!(place.prefix, Some(Key::new("/a/b").unwrap()));
@@ -168,7 +310,7 @@ mod tests {
             (user.name.as_str(), user.password.as_str()),
             ("me", "p@ss:")
         );
-        let place = parse("etcd2://h/").unwrap_or_else(|_| panic!());
+        let place = parse("etcd2://h/").unwrap();
         assert_eq!((place.prefix, place.hosts), (None, vec!["h".to_owned()]));
     }
 
@@ -180,7 +322,13 @@ mod tests {
             "http://h",
             "etcd2://",
             "etcd2://a,,b",
-            "etcd2://h?x=1",
+            "etcd2://h?ca=x",
+            "etcd2s://h?x=1",
+            "etcd2s://h?ca",
+            "etcd2s://h?ca=a&ca=b",
+            "etcd2s://h?key=k",
+            "etcd2s://u:sec?secret@h",
+            "etcd2://h#x",
             "embedded:x",
             "etcd2://user@h",
             "etcd2://u:secret%4@h",
@@ -198,5 +346,18 @@ mod tests {
                 "{url}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn the_options_of_tls_are_taken_and_nothing_shows_the_password() {
+        let url = "etcd2s://me:secret@h/p?ca=/etc/ca%26x.pem&cert=c.pem&key=k.pem&server_name=db";
+        let url = parse(url).unwrap();
+        assert_eq!(url.tls.ca.as_deref(), Some("/etc/ca&x.pem"));
+        assert_eq!(url.tls.cert.as_deref(), Some("c.pem"));
+        assert_eq!(url.tls.key.as_deref(), Some("k.pem"));
+        assert_eq!(url.tls.server_name.as_deref(), Some("db"));
+        assert!(!format!("{url:?}").contains("secret"), "{url:?}");
+        let other = url.user("you", "hidden");
+        assert!(!format!("{other:?}").contains("hidden"), "{other:?}");
     }
 }

@@ -78,6 +78,15 @@ impl LockGuard {
         self.term.deadline()
     }
 
+    /// Returns the deadline once it is later than `known`; `None` once the lock is lost. For
+    /// those who pass the deadline on.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn extended(&self, known: Instant) -> Option<Instant> {
+        self.term.extended(known).await
+    }
+
     /// Whether it is held, in doubt, or lost; by the clock now.
     pub fn state(&self) -> HoldState {
         self.term.state()

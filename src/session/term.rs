@@ -96,6 +96,24 @@ impl Term {
         }
     }
 
+    /// Returns the deadline once it is later than `known`; `None` once it is lost.
+    pub(crate) async fn extended(&self, known: Instant) -> Option<Instant> {
+        let mut changes = self.standing.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let deadline = self.deadline()?;
+            if deadline > known {
+                return Some(deadline);
+            }
+            tokio::select! {
+                biased;
+                // The sender is `self`: it cannot be gone.
+                _ = changes.changed() => {}
+                () = self.clock.sleep_until(deadline) => {}
+            }
+        }
+    }
+
     /// Returns once it is lost.
     ///
     /// # Cancel safety

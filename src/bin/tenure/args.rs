@@ -1,0 +1,256 @@
+//! What the command line says.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "tenure",
+    version,
+    about = "A lock around any program, and the keys of a store",
+    long_about = "A lock around any program, safe where others are not: when the lock is lost, \
+                  the program is stopped before another can hold it.",
+    after_help = "Stores:\n  \
+        etcd2://host:port,host:port/prefix    etcd's v2 keys API (etcd <= 3.5 with --enable-v2)\n  \
+        etcd2s://host:port?ca=F&cert=F&key=F  the same over TLS\n  \
+        embedded:                             a store inside this one process, gone with it",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// How results are written
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    pub(crate) format: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// The store's URL
+    #[arg(
+        long,
+        global = true,
+        env = "TENURE_STORE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub(crate) store: Option<String>,
+    /// The user; the password comes from TENURE_PASSWORD or --password-file
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// A file whose first line is the password
+    #[arg(long, global = true, value_name = "FILE", requires = "user")]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Lock(LockArgs),
+    #[command(flatten)]
+    Keys(KeysCommand),
+    Bench(BenchArgs),
+    /// Prints a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page
+    Man,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Human,
+    /// For programs: one JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Prints what a key holds; 1 if there is nothing
+    Get {
+        /// The key
+        key: String,
+    },
+    /// Writes a key, whatever is there; a time-to-live that it has stays unless told otherwise
+    Set {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Writes a key where there is nothing; 1 if there is something
+    Create {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        /// It goes away after this long
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        ttl: Option<Duration>,
+    },
+    /// Writes a key that is there, on a condition if one is given; 1 if it does not hold
+    Update {
+        /// The key
+        key: String,
+        /// The value; `-` for standard input
+        value: String,
+        #[command(flatten)]
+        conditions: Conditions,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Deletes a key, on a condition if one is given; 1 if there is nothing or it does not hold
+    Rm {
+        /// The key
+        key: String,
+        /// With everything below it
+        #[arg(long, short, conflicts_with_all = ["prev_value", "prev_index"])]
+        recursive: bool,
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Lists what is directly below a key
+    Ls {
+        /// The key
+        #[arg(default_value = "/")]
+        key: String,
+        /// Everything below it
+        #[arg(long, short)]
+        recursive: bool,
+    },
+    /// Adds a value to a directory under the next number, and prints its key
+    Append {
+        /// The directory
+        dir: String,
+        /// The value; `-` for standard input
+        value: String,
+        /// It goes away after this long
+        #[arg(long, value_parser = duration, value_name = "TIME")]
+        ttl: Option<Duration>,
+    },
+    Watch(WatchArgs),
+    /// Lists the members of the cluster
+    Members,
+    /// Prints a server's statistics, as JSON
+    Stats,
+    /// Asks every server whether it is well; 69 if one is not
+    Health,
+}
+
+/// Prints each change of a key as it comes
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The key
+    pub(crate) key: String,
+    /// And of everything below it
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+    /// From this index on; default: from now on
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) from: Option<u64>,
+    /// Ends after so many
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) count: Option<u64>,
+}
+
+/// How long what is written lives.
+#[derive(Debug, Args)]
+pub(crate) struct Lifetime {
+    /// It goes away after this long
+    #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with = "permanent")]
+    pub(crate) ttl: Option<Duration>,
+    /// It stays, even if what is there now does not
+    #[arg(long)]
+    pub(crate) permanent: bool,
+}
+
+/// What must be there.
+#[derive(Debug, Args)]
+pub(crate) struct Conditions {
+    /// Only if the key holds this
+    #[arg(long, value_name = "VALUE")]
+    pub(crate) prev_value: Option<String>,
+    /// Only if the key was last modified at this index
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) prev_index: Option<u64>,
+}
+
+/// Measures rates and latencies; one JSON object for each measurement
+///
+/// Rates of one run can be compared with each other, on one machine; little else can.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// What is measured
+    #[arg(value_enum)]
+    pub(crate) what: Bench,
+    /// How many clients at once, each with connections of its own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) clients: u32,
+    /// For how many seconds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) secs: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// Writes of 100 bytes, each client to a key of its own
+    Put,
+    /// Linearizable reads of such keys
+    Get,
+    /// Acquire and release, each client a lock of its own
+    Lock,
+    /// Acquire and release of one lock by all clients
+    Contend,
+}
+
+/// Runs a command while holding a lock
+///
+/// Waits for its turn, runs the command, and gives the lock back when the command and everything
+/// that it started have ended. When the lock is lost the command is stopped before another can
+/// hold it: it gets TERM a grace before that, then KILL; also when this program itself is stopped
+/// or killed.
+///
+/// The command finds TENURE_NAME, TENURE_KEY and TENURE_TOKEN in its environment. The token rises
+/// from holder to holder: let whatever is written to refuse smaller ones.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: the command's own; 64 usage; 69 store not reached; 75 not \
+                        acquired; 76 lost, and the command was stopped; 77 not authorised; \
+                        126, 127 command not executable, not found; 130 interrupted while waiting"
+)]
+pub(crate) struct LockArgs {
+    /// The lock's name
+    pub(crate) name: String,
+    /// Take the name for the key of a line as it is, to share it with other programs
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// How long the lock stays taken after its holder's death
+    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub(crate) ttl: Duration,
+    /// Give up waiting after this long
+    #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with = "try_once")]
+    pub(crate) timeout: Option<Duration>,
+    /// Do not wait at all
+    #[arg(long = "try")]
+    pub(crate) try_once: bool,
+    /// How long before the lock is lost the command gets TERM; default: a fifth of the TTL
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) grace: Option<Duration>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write one like 10s or 500ms"))
+}

@@ -1,0 +1,194 @@
+//! `tenure bench`: closed loops of some clients for some seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tenure::runtime::{Clock, Instant};
+use tenure::store::Expiry;
+use tenure::{Client, Key, Result, Store, StoreExt};
+
+use crate::args::{Bench, BenchArgs};
+use crate::exit;
+use crate::signals::Signals;
+use crate::store::Opened;
+
+/// One client's closed loop.
+struct Lane {
+    clock: Clock,
+    until: Instant,
+    latencies: Vec<Duration>,
+}
+
+impl Lane {
+    fn new(until: Instant) -> Self {
+        Self {
+            clock: Clock::boot(),
+            until,
+            latencies: Vec::new(),
+        }
+    }
+
+    /// When the next round begins; `None` when the time is over.
+    async fn round(&self) -> Option<Instant> {
+        // The embedded store never makes anybody wait: the others want to run, too.
+        tokio::task::yield_now().await;
+        Some(self.clock.now()).filter(|now| *now < self.until)
+    }
+
+    fn done(&mut self, began: Instant) {
+        self.latencies.push(self.clock.now().since(began));
+    }
+}
+
+/// One lock for all: who holds, and which tokens there were.
+#[derive(Default)]
+struct Referee {
+    held: AtomicBool,
+    token: AtomicU64,
+    violations: AtomicU64,
+}
+
+impl Referee {
+    fn enter(&self, token: u64) {
+        let was_held = self.held.swap(true, Ordering::SeqCst);
+        let older = self.token.swap(token, Ordering::SeqCst);
+        if was_held || older >= token {
+            self.violations.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn leave(&self) {
+        self.held.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Measures and prints; the exit code.
+pub(crate) async fn run(opened: &Opened, args: &BenchArgs, signals: &mut Signals) -> u8 {
+    let measured = tokio::select! {
+        biased;
+        signal = signals.next() => return (128 + signal) as u8,
+        measured = measure(opened, args) => measured,
+    };
+    match measured {
+        Ok(0) => exit::DONE,
+        Ok(_) => exit::SOFTWARE,
+        Err(error) => {
+            eprintln!("tenure: {error}");
+            exit::code(&error)
+        }
+    }
+}
+
+/// The number of violations.
+async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
+    let referee = Arc::new(Referee::default());
+    let root = Key::new(format!("/tenure-bench-{}", std::process::id()))?;
+    let mut clients = Vec::new();
+    for _ in 0..args.clients {
+        clients.push(opened.another().await?);
+    }
+    let clock = Clock::boot();
+    let began = clock.now();
+    let until = began + Duration::from_secs(args.secs);
+    let lanes = (0..).zip(&clients).map(|(number, client)| {
+        let (root, referee) = (&root, &referee);
+        async move {
+            match args.what {
+                Bench::Put | Bench::Get => keys(client, args.what, root, number, until).await,
+                Bench::Lock => locks(client, &format!("bench-{number}"), None, until).await,
+                Bench::Contend => locks(client, "bench", Some(referee), until).await,
+            }
+        }
+    });
+    let lanes: Result<Vec<Lane>> = join_all(lanes).await.into_iter().collect();
+    let took = clock.now().since(began);
+    if let Some(client) = clients.first() {
+        client.store().remove_tree(&root).await?;
+    }
+    for client in &clients {
+        client.shutdown(Duration::from_secs(5)).await;
+    }
+    let lanes = lanes?;
+    let violations = referee.violations.load(Ordering::SeqCst);
+    report(opened, args, &lanes, took, violations);
+    Ok(violations)
+}
+
+async fn keys(
+    client: &Client,
+    what: Bench,
+    root: &Key,
+    number: usize,
+    until: Instant,
+) -> Result<Lane> {
+    let key = root.join(&number.to_string())?;
+    let value = vec![b'x'; 100];
+    let store = client.store();
+    store.set(&key, value.clone().into(), Expiry::Never).await?;
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        if what == Bench::Put {
+            store.set(&key, value.clone().into(), Expiry::Never).await?;
+        } else {
+            store.node(&key).await?;
+        }
+        lane.done(began);
+    }
+    Ok(lane)
+}
+
+async fn locks(
+    client: &Client,
+    name: &str,
+    referee: Option<&Arc<Referee>>,
+    until: Instant,
+) -> Result<Lane> {
+    let lock = client.lock(name);
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        let guard = lock.acquire().await?;
+        if let Some(referee) = referee {
+            referee.enter(guard.token());
+            referee.leave();
+        }
+        guard.release().await?;
+        lane.done(began);
+    }
+    Ok(lane)
+}
+
+fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, violations: u64) {
+    let counts = lanes.iter().map(|lane| lane.latencies.len());
+    let (min, max) = (counts.clone().min(), counts.max());
+    let mut all: Vec<Duration> = lanes.iter().flat_map(|it| it.latencies.clone()).collect();
+    all.sort_unstable();
+    let percentile = |share: usize| {
+        let at = (all.len() * share).div_ceil(100).saturating_sub(1);
+        all.get(at).map_or(0, Duration::as_micros) as u64
+    };
+    let what = match args.what {
+        Bench::Put => "put",
+        Bench::Get => "get",
+        Bench::Lock => "lock",
+        Bench::Contend => "contend",
+    };
+    let mut line = json!({
+        "what": what,
+        "store": &*opened.client.store().about().name,
+        "clients": args.clients,
+        "ops": all.len(),
+        "ops_s": (all.len() as f64 / took.as_secs_f64() * 10.0).round() / 10.0,
+        "p50_us": percentile(50),
+        "p99_us": percentile(99),
+        "secs": (took.as_secs_f64() * 1000.0).round() / 1000.0,
+    });
+    if let (Bench::Contend, Some(line)) = (args.what, line.as_object_mut()) {
+        line.insert("min".into(), min.unwrap_or(0).into());
+        line.insert("max".into(), max.unwrap_or(0).into());
+        line.insert("violations".into(), violations.into());
+    }
+    println!("{line}");
+}

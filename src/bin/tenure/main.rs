@@ -1,0 +1,120 @@
+//! The command `tenure`: a lock around any program, and the keys of a store.
+
+mod args;
+mod bench;
+mod exit;
+mod guardian;
+mod keys;
+mod lock;
+mod process;
+mod signals;
+mod store;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Cli, Command};
+use signals::Signals;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match std::env::args_os().nth(1) {
+        Some(it) if it == guardian::GUARDIAN => return guardian::main(arguments.by_ref().skip(1)),
+        Some(it) if it == guardian::STARTER => {
+            return guardian::starter(arguments.by_ref().skip(1));
+        }
+        _ => {}
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors.
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => ExitCode::from(runtime.block_on(run(cli))),
+        Err(error) => {
+            eprintln!("tenure: {error}");
+            ExitCode::from(exit::SOFTWARE)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> u8 {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("tenure: {error}");
+            return exit::SOFTWARE;
+        }
+    };
+    match &cli.command {
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man => return man(),
+        Command::Lock(_) | Command::Keys(_) | Command::Bench(_) => {}
+    }
+    let url = match store::url(&cli.store) {
+        Ok(url) => url,
+        Err(code) => return code,
+    };
+    if url.is_embedded() && !matches!(cli.command, Command::Bench(_)) {
+        eprintln!(
+            "tenure: the embedded store lives in one process and ends with it: what this command \
+             does there nobody could see"
+        );
+        return exit::USAGE;
+    }
+    let opened = tokio::select! {
+        biased;
+        signal = signals.next() => return (128 + signal) as u8,
+        opened = store::open(url) => match opened {
+            Ok(opened) => opened,
+            Err(code) => return code,
+        },
+    };
+    match &cli.command {
+        Command::Lock(args) => lock::run(&opened.client, args, &mut signals).await,
+        Command::Keys(command) => {
+            let store = &**opened.client.store();
+            keys::run(&opened.url, store, command, cli.format, &mut signals).await
+        }
+        Command::Bench(args) => bench::run(&opened, args, &mut signals).await,
+        Command::Completions { .. } | Command::Man => exit::DONE,
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> u8 {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tenure", &mut script);
+    print(&script)
+}
+
+fn man() -> u8 {
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    if rendered.is_err() {
+        return exit::SOFTWARE;
+    }
+    for command in Cli::command().get_subcommands() {
+        let name = format!("tenure-{}", command.get_name());
+        let man = clap_mangen::Man::new(command.clone().name(name));
+        if man.render(&mut page).is_err() {
+            return exit::SOFTWARE;
+        }
+    }
+    print(&page)
+}
+
+/// A reader that is gone is no error.
+fn print(text: &[u8]) -> u8 {
+    let _ = std::io::stdout().write_all(text);
+    exit::DONE
+}

@@ -1,0 +1,124 @@
+//! Processes: who descends from this one, and how all of them are ended.
+
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl End {
+    /// As shells write it: the code, or 128 and the signal's number.
+    pub(crate) fn code(self) -> u8 {
+        let code = match self {
+            Self::Code(code) => code,
+            Self::Signal(number) => 128 + number,
+        };
+        // The system keeps the lowest eight bits.
+        (code & 0xff) as u8
+    }
+}
+
+impl From<ExitStatus> for End {
+    fn from(status: ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Code(code),
+            (None, Some(signal)) => Self::Signal(signal),
+            (None, None) => Self::Code(1),
+        }
+    }
+}
+
+/// Makes orphaned descendants this process's own children, so that they can be found.
+#[cfg(target_os = "linux")]
+pub(crate) fn adopt_orphans() {
+    // Where the kernel refuses, the process group is all that can be ended.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn adopt_orphans() {}
+
+/// Takes note of all children that have ended, and says how.
+pub(crate) fn reap() -> Vec<(Pid, End)> {
+    let mut ended = Vec::new();
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        if let Some(code) = status.exit_status() {
+            ended.push((pid, End::Code(code)));
+        } else if let Some(signal) = status.terminating_signal() {
+            ended.push((pid, End::Signal(signal)));
+        }
+    }
+    ended
+}
+
+/// Sends a signal to every descendant. A process that starts another at this moment can be missed:
+/// call it again until there are none.
+pub(crate) fn signal_descendants(signal: Signal) {
+    for pid in descendants() {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// All living processes below this one.
+#[cfg(target_os = "linux")]
+pub(crate) fn descendants() -> Vec<Pid> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|it| it.parse::<i32>().ok()) else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        if let Some((parent, state)) = stat.ok().as_deref().and_then(parent_and_state)
+            && !matches!(state, 'Z' | 'X')
+        {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut found = Vec::new();
+    let mut next = vec![rustix::process::getpid().as_raw_nonzero().get()];
+    while let Some(pid) = next.pop() {
+        for child in children.remove(&pid).unwrap_or_default() {
+            next.push(child);
+            found.extend(Pid::from_raw(child));
+        }
+    }
+    found
+}
+
+/// The parent and the state in a line of `/proc/PID/stat`. The name before them, in brackets, can
+/// hold anything. States `Z` and `X` are processes that have ended.
+#[cfg(target_os = "linux")]
+fn parent_and_state(stat: &str) -> Option<(i32, char)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((fields.next()?.parse().ok()?, state))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn descendants() -> Vec<Pid> {
+    Vec::new()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        assert_eq!(parent_and_state("7 (a) b) S 3 7 7"), Some((3, 'S')));
+        assert_eq!(parent_and_state("7 (x) Z 12 7 7"), Some((12, 'Z')));
+        assert_eq!(parent_and_state(""), None);
+    }
+}
