@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::etcd::Etcd;
+use tenure::runtime::{Clock, Instant};
+
+fn now() -> Instant {
+    Clock::boot().now()
+}
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,25 +67,25 @@ fn code(output: &Output) -> i32 {
 
 /// Waits until a file has so many lines.
 fn lines(file: &Path, number: usize) -> Vec<String> {
-    let start = Instant::now();
+    let start = now();
     loop {
         let text = fs::read_to_string(file).unwrap_or_default();
         if text.ends_with('\n') && text.lines().count() >= number {
             return text.lines().map(str::to_owned).collect();
         }
-        assert!(start.elapsed() < PATIENCE, "{number} lines in {text:?}");
+        assert!(now().since(start) < PATIENCE, "{number} lines in {text:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Waits for the end; killed if that takes too long.
 fn ended(mut child: Child) -> Option<i32> {
-    let start = Instant::now();
+    let start = now();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return status.code();
         }
-        if start.elapsed() > PATIENCE {
+        if now().since(start) > PATIENCE {
             let _ = child.kill();
             panic!("it does not end");
         }
@@ -280,9 +285,9 @@ fn overlap_after(blow: Blow) {
         next.display()
     );
     let waiter = lock(&etcd, &options, &script).spawn().unwrap();
-    let start = Instant::now();
+    let start = now();
     while tickets(&etcd, "n").len() < 2 {
-        assert!(start.elapsed() < PATIENCE);
+        assert!(now().since(start) < PATIENCE);
         thread::sleep(Duration::from_millis(5));
     }
     let ticket = tickets(&etcd, "n")[0].clone();
@@ -443,9 +448,9 @@ fn who_is_told_to_end_while_waiting_leaves_the_line() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let start = Instant::now();
+        let start = now();
         while tickets(&etcd, "n").len() < 2 {
-            assert!(start.elapsed() < PATIENCE);
+            assert!(now().since(start) < PATIENCE);
             thread::sleep(Duration::from_millis(5));
         }
         signal(&waiter, name);
@@ -516,11 +521,11 @@ fn an_interrupt_at_any_moment_leaves_no_ticket_and_no_process() {
     for pid in fs::read_to_string(pids).unwrap().lines() {
         assert!(!is_alive(pid), "{pid} lives on");
     }
-    let start = Instant::now();
+    let start = now();
     while !tickets(&etcd, "n").is_empty() {
         // Those killed before they listened had sent nothing.
         assert!(
-            start.elapsed() < Duration::from_secs(1),
+            now().since(start) < Duration::from_secs(1),
             "{:?}",
             tickets(&etcd, "n")
         );

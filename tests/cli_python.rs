@@ -11,6 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use tenure::runtime::{Clock, Instant};
+
+fn now() -> Instant {
+    Clock::boot().now()
+}
 
 /// The python that has python-etcd.
 fn python() -> &'static str {
@@ -59,9 +64,9 @@ fn python_and_tenure_stand_in_one_line_and_never_hold_together() {
         let lanes: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    let end = std::time::Instant::now() + Duration::from_secs(secs);
+                    let end = now() + Duration::from_secs(secs);
                     let mut rounds = 0;
-                    while std::time::Instant::now() < end {
+                    while now() < end {
                         let mut lock = Command::new(env!("CARGO_BIN_EXE_tenure"));
                         lock.args(["--store", &etcd.url().replace("http", "etcd2")]);
                         lock.args(["lock", "shared", "--ttl", "30s", "--", "sh", "-c", &script]);
