@@ -116,6 +116,15 @@ async fn opened(updates: &mut Updates) {
     assert!(matches!(first, Update::Open(_)), "{first:?}");
 }
 
+async fn tells_of(index: u64, updates: &mut Updates) {
+    let next = tokio::time::timeout(SOON, updates.next()).await.unwrap();
+    let next = next.unwrap().unwrap();
+    assert!(
+        matches!(&next, Update::Event(it) if it.index.get() == index),
+        "{next:?}"
+    );
+}
+
 #[tokio::test]
 async fn advertised_servers_come_after_the_given_ones_and_serve_when_those_are_gone() {
     let learned = Says::default().serve().await;
@@ -297,12 +306,7 @@ async fn a_watch_leaves_a_member_without_a_leader_and_resumes_where_it_was() {
     let mut updates = store.watch(Watch::node(key("/k")));
     opened(&mut updates).await;
     alone.leader(503);
-    let next = tokio::time::timeout(SOON, updates.next()).await.unwrap();
-    let next = next.unwrap().unwrap();
-    assert!(
-        matches!(&next, Update::Event(it) if it.index.get() == 12),
-        "{next:?}"
-    );
+    tells_of(12, &mut updates).await;
     assert_eq!(count(&cut_off, "/health") + count(&well, "/health"), 0);
     assert_eq!(store.client().base_uri(), well.url(), "so do all others");
 }
@@ -354,12 +358,7 @@ async fn of_a_server_that_fell_silent_nothing_is_taken_to_have_been_heard() {
     let from = tenure::Index::new(100).unwrap();
     let mut updates = store.watch(Watch::node(key("/k")).from(from));
     opened(&mut updates).await;
-    let next = tokio::time::timeout(SOON, updates.next()).await.unwrap();
-    let next = next.unwrap().unwrap();
-    assert!(
-        matches!(&next, Update::Event(it) if it.index.get() == 150),
-        "{next:?}"
-    );
+    tells_of(150, &mut updates).await;
 }
 
 #[tokio::test]
@@ -390,12 +389,7 @@ async fn a_watch_that_nobody_reads_keeps_no_other_on_a_member_that_is_cut_off() 
         () = until("the question", || count(&cut_off, "/members/leader") > 0) => {}
         told = left.next() => panic!("{told:?}"),
     }
-    let next = tokio::time::timeout(SOON, read.next()).await.unwrap();
-    let next = next.unwrap().unwrap();
-    assert!(
-        matches!(&next, Update::Event(it) if it.index.get() == 150),
-        "{next:?}"
-    );
+    tells_of(150, &mut read).await;
 }
 
 #[tokio::test]
