@@ -5,6 +5,8 @@
 //! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
+//! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
+//!   python-etcd. [`StoreUrl`] has the forms of store URLs.
 //! * [`Error`] says what happened, to which key, on which server; match on [`ErrorKind`].
 //! * [`_design`] says why it is built like this.
 //!

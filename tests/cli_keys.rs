@@ -374,6 +374,24 @@ fn a_bench_prints_one_object_with_all_that_is_promised() {
 }
 
 #[test]
+fn traces_go_to_standard_error_and_only_when_asked_for() {
+    let etcd = Etcd::start();
+    let mut traced = tenure(&etcd);
+    traced
+        .args(["set", "/k", "v"])
+        .env("TENURE_LOG", "tenure=trace");
+    let output = traced.output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout.is_empty());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("tenure::transport") && told.contains("/k"),
+        "{told}"
+    );
+    assert!(run(&etcd, &["set", "/k", "v"]).stderr.is_empty());
+}
+
+#[test]
 fn the_binary_explains_itself() {
     let etcd = Etcd::start();
     let help = said(&etcd, &["--help"]);

@@ -16,7 +16,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     after_help = "Stores:\n  \
         etcd2://host:port,host:port/prefix    etcd's v2 keys API (etcd <= 3.5 with --enable-v2)\n  \
         etcd2s://host:port?ca=F&cert=F&key=F  the same over TLS\n  \
-        embedded:                             a store inside this one process, gone with it",
+        embedded:                             a store inside this one process, gone with it\n\n\
+        TENURE_LOG=tenure=debug traces what happens to standard error.",
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {

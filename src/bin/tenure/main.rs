@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    trace();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -46,6 +47,17 @@ fn main() -> ExitCode {
             ExitCode::from(exit::SOFTWARE)
         }
     }
+}
+
+/// Writes traces to standard error if `TENURE_LOG` asks for some, as `tenure=debug`.
+fn trace() {
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("TENURE_LOG") else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 async fn run(cli: Cli) -> u8 {
