@@ -24,10 +24,11 @@
 //! count. So a poll that was quiet for a period of at least [`SETTLE`], on a connection that is
 //! still up, is taken to have found nothing up to the index in its own headers: an event that it
 //! had found would have come right behind them on the same connection. (When the server does not
-//! answer the watchdog either, nothing is taken for granted.) `next` moves there, and the next poll is opened before the old one is dropped. If more than 1,000 events went by within
-//! one period, that is refused (401). Then a poll from now on is opened on the same server while
-//! the old one is kept: the old one sees all that came before, the new one all that comes after.
-//! Only when the old one stays quiet for [`SETTLE`] longer is it dropped.
+//! answer the watchdog either, nothing is taken for granted.) `next` moves there, and the next poll
+//! is opened before the old one is dropped. If more than 1,000 events went by within one period,
+//! that is refused (401). Then a poll from now on is opened on the same server while the old one is
+//! kept: the old one sees all that came before, the new one all that comes after. Only when the old
+//! one stays quiet for [`SETTLE`] longer is it dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
