@@ -12,8 +12,8 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{Index, Key, LeaseId, Tag, Ttl};
 use crate::runtime::{Clock, Entropy, Instant};
 use crate::store::{
-    Append, Appended, Change, Event, Expiry, Grant, Node, Put, Store, StoreExt, Update, Updates,
-    Watch, Written,
+    Append, Appended, Change, Condition, Event, Expiry, Grant, Node, Put, Store, StoreExt, Update,
+    Updates, Watch, Written,
 };
 
 pub(super) type Checked<T = ()> = Result<T, Failure>;
@@ -48,6 +48,18 @@ impl Deref for Subject {
 }
 
 impl Subject {
+    /// Writes a node that was last modified at `index`.
+    pub(super) async fn replace(
+        &self,
+        key: &Key,
+        value: Bytes,
+        index: Index,
+        expiry: Expiry,
+    ) -> Result<Written, Error> {
+        let put = Put::new(key.clone(), value, expiry);
+        self.put(put.when(Condition::Index(index))).await
+    }
+
     pub(super) fn new(store: Arc<dyn Store>, dir: Key) -> Self {
         Self {
             store,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key};
+use crate::key::Key;
 use crate::store::{
     Append, Appended, Condition, Delete, Deleted, Event, Expiry, Get, Node, Put, Store, Update,
     Watch, Written,
@@ -82,16 +82,9 @@ pub trait StoreExt: Store {
             .await
     }
 
-    /// Writes a node that was last modified at `index`. (The `replace` of etcd v2's keys client asks
-    /// only that there is one: here that is a put on [`Condition::Present`].)
-    async fn replace(
-        &self,
-        key: &Key,
-        value: Bytes,
-        index: Index,
-        expiry: Expiry,
-    ) -> Result<Written> {
-        self.put(Put::new(key.clone(), value, expiry).when(Condition::Index(index)))
+    /// Writes a node where there is one.
+    async fn replace(&self, key: &Key, value: Bytes, expiry: Expiry) -> Result<Written> {
+        self.put(Put::new(key.clone(), value, expiry).when(Condition::Present))
             .await
     }
 
@@ -105,8 +98,8 @@ pub trait StoreExt: Store {
     /// `ConditionFailed` when somebody else wrote it (on etcd v2 also: when its time-to-live was
     /// refreshed); `NotFound` when it is gone. Read it again, and decide again.
     async fn update(&self, node: &Node, expiry: Expiry) -> Result<Written> {
-        self.replace(&node.key, node.value.clone(), node.modified, expiry)
-            .await
+        let put = Put::new(node.key.clone(), node.value.clone(), expiry);
+        self.put(put.when(Condition::Index(node.modified))).await
     }
 
     /// Writes `value` where `expected` is ("test and set").

@@ -148,7 +148,10 @@ pub(crate) async fn reading_knows_nodes_children_trees_and_leaves(world: World) 
 
 pub(crate) async fn an_update_writes_back_only_what_nobody_else_wrote(world: World) {
     let (store, at) = (&world.store, key("/u/k"));
-    store.create(&at, "1".into(), Expiry::Never).await.unwrap();
+    let nothing = store.replace(&at, "0".into(), Expiry::Never).await;
+    assert_eq!(nothing.unwrap_err().kind(), ErrorKind::NotFound);
+    store.create(&at, "0".into(), Expiry::Never).await.unwrap();
+    store.replace(&at, "1".into(), Expiry::Never).await.unwrap();
     let error = store
         .create(&at, "2".into(), Expiry::Never)
         .await
