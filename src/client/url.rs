@@ -289,6 +289,10 @@ fn unescape(text: &str) -> Result<String> {
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
         let (digits, rest) = part.split_at_checked(2).ok_or_else(bad)?;
+        // A sign would be taken for a part of the number.
+        if !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
         bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
         bytes.extend_from_slice(rest.as_bytes());
     }
@@ -332,6 +336,7 @@ mod tests {
             "embedded:x",
             "etcd2://user@h",
             "etcd2://u:secret%4@h",
+            "etcd2://u:secret%+4x@h",
             "etcd2://u:secret@h//x",
             "etcd2://u:sec/secret@h",
             "etcd2://u:12/secret@h",

@@ -244,7 +244,8 @@ pub(crate) struct LockArgs {
     /// Do not wait at all
     #[arg(long = "try")]
     pub(crate) try_once: bool,
-    /// How long before the lock is lost the command gets TERM; default: a fifth of the TTL
+    /// How long before the lock is lost the command gets TERM; default: a fifth of the TTL; at most
+    /// half of it less 500 ms
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) grace: Option<Duration>,
     /// The command and its arguments

@@ -32,7 +32,11 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tenure::runtime::{Clock, Instant};
 
-use crate::process::{End, adopt_orphans, descendants, reap, signal_descendants};
+use crate::exit;
+use crate::process::{
+    End, adopt_orphans, all_gone, reap, signal_descendants, signal_descendants_outside, this_binary,
+};
+use crate::signals::Signals;
 
 /// What the binary is called with to be a guardian, and to be the command's starter.
 pub(crate) const GUARDIAN: &str = "__guardian";
@@ -143,8 +147,21 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(grace) = grace.map(Duration::from_millis) else {
         return ExitCode::from(64);
     };
+    // A signal to all processes of a service, as its manager sends it, is for the command to heed:
+    // here it is caught and dropped. Ignored, it would be so in the command, too.
+    let deaf = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build();
+    let listening = deaf
+        .as_ref()
+        .map(|it| it.block_on(async { Signals::listen() }));
+    if let Err(error) | Ok(Err(error)) = listening.as_ref().map_err(|it| *it).map(Result::as_ref) {
+        eprintln!("tenure: the guardian cannot start: {error}");
+        return ExitCode::from(71);
+    }
     match Guardian::start(grace, arguments) {
         Ok(mut guardian) => guardian.run(),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => ExitCode::from(exit::LOST),
         Err(error) => {
             eprintln!("tenure: the guardian cannot start: {error}");
             ExitCode::from(71)
@@ -236,10 +253,15 @@ impl Guardian {
         let Ok(Event::Order(Order::Deadline(deadline))) = events.recv() else {
             return Err(io::Error::other("no deadline came"));
         };
+        let clock = Clock::boot();
+        if clock.now() >= deadline - LEAD {
+            // This process or `tenure` stood still for too long: the term is over.
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let own = rustix::process::getpid().as_raw_nonzero().to_string();
         // From the main thread, which lives as long as the process: the kernel takes the end of
         // the thread that started a child for the parent's.
-        let child = Command::new(std::env::current_exe()?)
+        let child = this_binary()?
             .arg(STARTER)
             .arg(own)
             .args(command)
@@ -255,7 +277,7 @@ impl Guardian {
             let _ = ends.send(Event::ChildEnded);
         });
         Ok(Self {
-            clock: Clock::boot(),
+            clock,
             pipe,
             events,
             plan: Plan {
@@ -284,8 +306,9 @@ impl Guardian {
                 .recv_timeout(if busy { BUSY_TICK } else { TICK })
             {
                 Ok(Event::Order(Order::Deadline(deadline))) => {
-                    // A term that has ended stays ended.
-                    if self.plan.stage != Stage::Killing {
+                    // A term that has ended stays ended, and what a command left behind has its
+                    // grace and no more.
+                    if self.plan.stage != Stage::Killing && self.ended.is_none() {
                         self.plan.deadline = self.plan.deadline.max(deadline);
                     }
                 }
@@ -323,7 +346,7 @@ impl Guardian {
     /// Once the command has ended: whether everything that it left behind has, too. What is left
     /// is asked to end, and killed when the grace is over.
     fn rest_is_gone(&mut self) -> bool {
-        if descendants().is_empty() {
+        if all_gone() {
             return true;
         }
         if self.plan.stage == Stage::Running {
@@ -335,10 +358,12 @@ impl Guardian {
     }
 
     fn send(&self, signal: Signal) {
-        if self.ended.is_none() {
-            let _ = kill_process_group(self.command, signal);
+        // Each once: many programs take a second TERM for impatience.
+        let group = self.ended.is_none().then_some(self.command);
+        if let Some(group) = group {
+            let _ = kill_process_group(group, signal);
         }
-        signal_descendants(signal);
+        signal_descendants_outside(group, signal);
         if signal == Signal::TERM {
             // One that is stopped could not heed it.
             signal_descendants(Signal::CONT);
@@ -348,6 +373,8 @@ impl Guardian {
     fn pass_on(&self, number: i32) {
         if let (Some(signal), None) = (Signal::from_named_raw(number), self.ended) {
             let _ = kill_process_group(self.command, signal);
+            // As above: whoever sent it waits for the end.
+            let _ = kill_process_group(self.command, Signal::CONT);
         }
     }
 

@@ -66,6 +66,10 @@ async fn verb(
                 eprintln!("tenure: there is nothing at {key}");
                 return Ok(exit::FALSE);
             };
+            if node.is_dir && format == Format::Human {
+                eprintln!("tenure: {key} is a directory: list it with ls");
+                return Ok(exit::FALSE);
+            }
             match format {
                 Format::Human => print_value(&node.value),
                 Format::Json => print(&node_json(&node)),
@@ -219,14 +223,18 @@ async fn watch(store: &dyn Store, args: &crate::args::WatchArgs, format: Format)
         && let Some(update) = updates.next().await
     {
         if let Update::Event(event) = update? {
-            tell(&event, format);
+            if !tell(&event, format) {
+                // Whoever read has gone.
+                break;
+            }
             left = left.map(|left| left - 1);
         }
     }
     Ok(exit::DONE)
 }
 
-fn tell(event: &Event, format: Format) {
+/// Whether somebody reads it. For people it is one line, whatever is in the value.
+fn tell(event: &Event, format: Format) -> bool {
     let (word, node) = match &event.change {
         Change::Put(node) => ("put", Some(node)),
         Change::Delete { expired: true } => ("expire", None),
@@ -235,8 +243,8 @@ fn tell(event: &Event, format: Format) {
     match format {
         Format::Human => {
             let value = node.map(|node| String::from_utf8_lossy(&node.value).into_owned());
-            let value = value.map_or(String::new(), |value| format!(" {value}"));
-            say(&format!("{word} {}{value}", event.key));
+            let value = value.map_or(String::new(), |value| format!(" {}", one_line(&value)));
+            try_say(&format!("{word} {}{value}", event.key)).is_ok()
         }
         Format::Json => {
             let mut line = Map::new();
@@ -246,9 +254,22 @@ fn tell(event: &Event, format: Format) {
             if let Some(node) = node {
                 insert_value(&mut line, &node.value);
             }
-            print(&Value::Object(line));
+            try_say(&Value::Object(line).to_string()).is_ok()
         }
     }
+}
+
+/// With what would end or alter a line written as in a program: `\n`.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+    line
 }
 
 /// What a cluster tells of itself, only an etcd does.
@@ -413,11 +434,15 @@ fn print(value: &Value) {
     say(&value.to_string());
 }
 
-/// A line on standard output, at once: whoever reads it may wait for it. A reader that is gone is
-/// no error.
+/// A reader that is gone is no error.
 fn say(line: &str) {
+    let _ = try_say(line);
+}
+
+/// A line on standard output, at once: whoever reads it may wait for it.
+fn try_say(line: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    writeln!(out, "{line}").and_then(|()| out.flush())
 }
 
 fn print_value(value: &[u8]) {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -17,20 +17,25 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use crate::args::LockArgs;
 use crate::exit;
 use crate::guardian::{GUARDIAN, Order, Report, hand_over};
-use crate::process::{adopt_orphans, descendants, reap, signal_descendants};
+use crate::process::{adopt_orphans, all_gone, reap, signal_descendants, this_binary};
 use crate::signals::Signals;
 
 /// How long giving back may take once the command has ended.
 const RELEASE: Duration = Duration::from_secs(5);
+/// What a grace leaves of half a TTL: a renewal is due after a third of it, and takes its time; the
+/// end has a margin, and before it the kill a lead.
+const SLACK: Duration = Duration::from_millis(500);
 /// How long the guardian has for what it was told, before its work is done from here.
 const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Runs the command under the lock; the exit code.
 pub(crate) async fn run(client: &Client, args: &LockArgs, signals: &mut Signals) -> u8 {
-    let grace = args.grace.unwrap_or(args.ttl / 5);
-    if grace > args.ttl / 2 {
+    let longest = (args.ttl / 2).saturating_sub(SLACK);
+    let grace = args.grace.unwrap_or(longest.min(args.ttl / 5));
+    if grace > longest {
         eprintln!(
-            "tenure: a grace of {grace:?} is more than half of the TTL of {:?}",
+            "tenure: with a TTL of {:?} the grace is at most {longest:?}, not {grace:?}: it would \
+             begin before a renewal is late",
             args.ttl
         );
         return exit::USAGE;
@@ -45,6 +50,7 @@ pub(crate) async fn run(client: &Client, args: &LockArgs, signals: &mut Signals)
     };
     let code = match Running::start(&guard, args, grace) {
         Ok(running) => running.watch(&guard, signals).await,
+        Err(_) if !guard.is_held() => lost(&guard, "the command was not started"),
         Err(error) => {
             eprintln!("tenure: the guardian cannot start: {error}");
             exit::SOFTWARE
@@ -126,7 +132,7 @@ impl Running {
         adopt_orphans();
         let deadline = guard.deadline().ok_or(io::ErrorKind::TimedOut)?;
         let (ours, theirs) = StdUnixStream::pair()?;
-        let guardian = Command::new(std::env::current_exe()?)
+        let guardian = this_binary()?
             .arg(GUARDIAN)
             .arg(grace.as_millis().to_string())
             .args(&args.command)
@@ -158,8 +164,10 @@ impl Running {
                     let report = line.ok().flatten();
                     return match report.as_deref().and_then(Report::parse) {
                         Some(Report::Ended(end)) if guard.is_held() => end.code(),
-                        Some(Report::Ended(_) | Report::Stopped(_)) => lost(guard),
-                        None => self.bereft().await,
+                        Some(Report::Ended(_)) => lost(guard, "the command ended at that time"),
+                        Some(Report::Stopped(_)) if guard.is_held() => asked(guard),
+                        Some(Report::Stopped(_)) => lost(guard, STOPPED),
+                        None => self.bereft(guard).await,
                     };
                 }
                 extended = guard.extended(self.told) => match extended {
@@ -179,15 +187,20 @@ impl Running {
         self.order(Order::Kill).await;
         let report = self.reports.next_line();
         let reported = tokio::time::timeout(GUARDIAN_PATIENCE, report).await;
-        if reported.is_err() {
+        // The end of the pipe is no report: what the guardian had in its care may live.
+        if !matches!(reported, Ok(Ok(Some(_)))) {
             self.end_all().await;
         }
-        lost(guard)
+        lost(guard, STOPPED)
     }
 
     /// The guardian is gone without a word; the kernel has killed the command.
-    async fn bereft(mut self) -> u8 {
+    async fn bereft(mut self, guard: &LockGuard) -> u8 {
+        let status = self.guardian.try_wait().ok().flatten();
         self.end_all().await;
+        if status.and_then(|it| it.code()) == Some(exit::LOST.into()) {
+            return lost(guard, "the command was not started");
+        }
         eprintln!("tenure: the guardian was killed; so was the command");
         exit::SOFTWARE
     }
@@ -195,9 +208,12 @@ impl Running {
     /// Kills the guardian and everything else that descends from here.
     async fn end_all(&mut self) {
         let _ = self.guardian.kill();
-        while !descendants().is_empty() {
+        loop {
             signal_descendants(Signal::KILL);
             reap();
+            if all_gone() {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -208,9 +224,18 @@ impl Running {
     }
 }
 
-fn lost(guard: &LockGuard) -> u8 {
+const STOPPED: &str = "the command was stopped";
+
+fn lost(guard: &LockGuard, then: &str) -> u8 {
+    eprintln!("tenure: the lock {} was lost; {then}", guard.key());
+    exit::LOST
+}
+
+/// The command was told in time, and has ended before the deadline.
+fn asked(guard: &LockGuard) -> u8 {
     eprintln!(
-        "tenure: the lock {} was lost; the command was stopped",
+        "tenure: no renewal of the lock {} was answered in time: the command was stopped before \
+         the lock could be lost",
         guard.key()
     );
     exit::LOST

@@ -1,9 +1,14 @@
 //! Processes: who descends from this one, and how all of them are ended.
 
 use std::collections::BTreeMap;
-use std::process::ExitStatus;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitStatus};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, kill_process, wait, waitid,
+};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,20 @@ impl From<ExitStatus> for End {
     }
 }
 
+/// A command that runs this binary again: the very same, even if its file has been replaced or
+/// deleted meanwhile.
+pub(crate) fn this_binary() -> io::Result<Command> {
+    #[cfg(target_os = "linux")]
+    let path = std::path::Path::new("/proc/self/exe");
+    #[cfg(not(target_os = "linux"))]
+    let path = std::env::current_exe()?;
+    let mut command = Command::new(path);
+    if let Some(name) = std::env::args_os().next() {
+        command.arg0(name);
+    }
+    Ok(command)
+}
+
 /// Makes orphaned descendants this process's own children, so that they can be found.
 #[cfg(target_os = "linux")]
 pub(crate) fn adopt_orphans() {
@@ -46,6 +65,14 @@ pub(crate) fn adopt_orphans() {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn adopt_orphans() {}
+
+/// Whether nothing descends from this process any more. It adopts orphans, so while there is a
+/// descendant there is a child, and the kernel knows: a walk through `/proc` could miss one whose
+/// parent ends meanwhile. To be called when those that have ended are reaped.
+pub(crate) fn all_gone() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
+}
 
 /// Takes note of all children that have ended, and says how.
 pub(crate) fn reap() -> Vec<(Pid, End)> {
@@ -63,14 +90,22 @@ pub(crate) fn reap() -> Vec<(Pid, End)> {
 /// Sends a signal to every descendant. A process that starts another at this moment can be missed:
 /// call it again until there are none.
 pub(crate) fn signal_descendants(signal: Signal) {
+    signal_descendants_outside(None, signal);
+}
+
+/// The same to all that are not in this process group.
+pub(crate) fn signal_descendants_outside(group: Option<Pid>, signal: Signal) {
     for pid in descendants() {
+        if group.is_some() && getpgid(Some(pid)).ok() == group {
+            continue;
+        }
         let _ = kill_process(pid, signal);
     }
 }
 
 /// All living processes below this one.
 #[cfg(target_os = "linux")]
-pub(crate) fn descendants() -> Vec<Pid> {
+fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for entry in entries {
@@ -107,7 +142,7 @@ fn parent_and_state(stat: &str) -> Option<(i32, char)> {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn descendants() -> Vec<Pid> {
+fn descendants() -> Vec<Pid> {
     Vec::new()
 }
 

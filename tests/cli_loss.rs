@@ -1,0 +1,171 @@
+//! `tenure lock` when it is hit: what it runs is dead before another holds the lock.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "common/cli.rs"]
+mod cli;
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use cli::{Directory, PATIENCE, code, ended, lines, lock, now, signal, tickets};
+use common::etcd::Etcd;
+
+/// What is done to a holder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Blow {
+    Stopped,
+    Killed,
+    Deleted,
+    Cut,
+    GuardianKilled,
+    GuardianStopped,
+}
+
+/// A command that ignores TERM, with a grandchild in a session of its own that does so too; both
+/// leave their marks. Another waits for the lock, and marks when it has it.
+fn overlap_after(blow: Blow) {
+    let (etcd, files) = (Etcd::start(), Directory::new());
+    let (marks, next) = (files.file("marks"), files.file("next"));
+    let beat = format!(
+        "trap '' TERM INT HUP; while :; do date +%s%N >> {}; sleep 0.01; done",
+        marks.display()
+    );
+    let script = format!("trap '' TERM INT HUP; setsid sh -c \"{beat}\" & {beat}");
+    let options = ["n", "--ttl", "3s", "--grace", "300ms"];
+    let holder = lock(&etcd, &options, &script)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lines(&marks, 10);
+    let script = format!(
+        "date +%s%N >> {0}; echo $TENURE_TOKEN >> {0}",
+        next.display()
+    );
+    let waiter = lock(&etcd, &options, &script).spawn().unwrap();
+    let start = now();
+    while tickets(&etcd, "n").len() < 2 {
+        assert!(now().since(start) < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    let ticket = tickets(&etcd, "n")[0].clone();
+    let token: u64 = ticket.rsplit('/').next().unwrap().parse().unwrap();
+    let guardian = || {
+        let own = holder.id().to_string();
+        let output = Command::new("pgrep").args(["-P", &own]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let kill = |pid: &str, signal: &str| {
+        assert!(
+            Command::new("kill")
+                .args([signal, pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    match blow {
+        Blow::Stopped => signal(&holder, "-STOP"),
+        Blow::Killed => signal(&holder, "-KILL"),
+        Blow::Deleted => {
+            etcd.request("DELETE", &format!("/v2/keys{ticket}"), "")
+                .unwrap();
+        }
+        Blow::Cut => etcd.pause(),
+        Blow::GuardianKilled => kill(&guardian(), "-KILL"),
+        Blow::GuardianStopped => {
+            kill(&guardian(), "-STOP");
+            etcd.request("DELETE", &format!("/v2/keys{ticket}"), "")
+                .unwrap();
+        }
+    }
+    if blow == Blow::Cut {
+        // Both lose their tickets; what the first did must end before its own could be another's.
+        let output = holder.wait_with_output().unwrap();
+        let last = last_mark(&marks);
+        assert_eq!(code(&output), 76, "{output:?}");
+        etcd.resume();
+        drop(waiter.wait_with_output());
+        assert!(silent_since(&marks, last), "{blow:?}");
+        let output = lock(&etcd, &options, "echo $TENURE_TOKEN")
+            .output()
+            .unwrap();
+        let its: u64 = String::from_utf8(output.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(its > token, "{blow:?}: token {its} after {token}");
+        return;
+    }
+    let told = lines(&next, 2);
+    let (began, its): (u128, u64) = (told[0].parse().unwrap(), told[1].parse().unwrap());
+    assert!(its > token, "{blow:?}: token {its} after {token}");
+    if blow == Blow::Stopped {
+        signal(&holder, "-CONT");
+    }
+    let code = ended(holder);
+    let expected = match blow {
+        Blow::Killed => None,
+        Blow::GuardianKilled => Some(70),
+        _ => Some(76),
+    };
+    assert_eq!(code, expected, "{blow:?}");
+    assert_eq!(ended(waiter), Some(0));
+    // A deletion by force frees the lock at once; then the loss is known a moment later.
+    let notice = match blow {
+        Blow::Deleted | Blow::GuardianStopped => Duration::from_secs(1),
+        _ => Duration::ZERO,
+    };
+    let last = last_mark(&marks);
+    assert!(
+        last <= began + notice.as_nanos(),
+        "{blow:?}: {last} is after {began}"
+    );
+    assert!(silent_since(&marks, last), "{blow:?}");
+}
+
+fn last_mark(marks: &Path) -> u128 {
+    let text = fs::read_to_string(marks).unwrap();
+    text.lines().filter_map(|it| it.parse().ok()).max().unwrap()
+}
+
+/// Nobody writes any more: each wrote every 10 ms or so.
+fn silent_since(marks: &Path, last: u128) -> bool {
+    thread::sleep(Duration::from_millis(300));
+    last_mark(marks) == last
+}
+
+#[test]
+fn a_command_is_dead_before_another_holds_when_its_holder_is_stopped() {
+    overlap_after(Blow::Stopped);
+}
+
+#[test]
+fn a_command_is_dead_before_another_holds_when_its_holder_is_killed() {
+    overlap_after(Blow::Killed);
+}
+
+#[test]
+fn a_command_is_killed_when_its_ticket_is_deleted_by_hand() {
+    overlap_after(Blow::Deleted);
+}
+
+#[test]
+fn a_command_is_dead_before_the_deadline_when_etcd_is_away() {
+    overlap_after(Blow::Cut);
+}
+
+#[test]
+fn a_command_does_not_outlive_its_guardian() {
+    overlap_after(Blow::GuardianKilled);
+}
+
+#[test]
+fn a_command_is_killed_from_above_when_its_guardian_is_stopped() {
+    overlap_after(Blow::GuardianStopped);
+}
