@@ -17,7 +17,9 @@ fn now() -> Instant {
 }
 
 fn tenure(etcd: &Etcd) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT");
+    command.arg(env!("CARGO_BIN_EXE_tenure"));
     command.env(
         "TENURE_STORE",
         format!("{}/pre", etcd.url().replace("http", "etcd2")),

@@ -44,7 +44,10 @@ impl Drop for Directory {
 }
 
 pub fn tenure(etcd: &Etcd) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
+    // What whoever runs the tests ignores, `nohup` for one, is not what they are about.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,QUIT,TERM");
+    command.arg(env!("CARGO_BIN_EXE_tenure"));
     command.env("TENURE_STORE", etcd.url().replace("http", "etcd2"));
     command.stdin(Stdio::null());
     command
