@@ -93,6 +93,9 @@ fn a_key_is_written_read_listed_and_deleted() {
     );
     assert_eq!(code(&etcd, &["rm", "-r", "/a"]), 0);
     assert_eq!(said(&etcd, &["ls"]), "");
+    for arguments in [&["ls", "/a"][..], &["ls", "-r", "/a"]] {
+        assert_eq!(code(&etcd, arguments), 1, "{arguments:?}: it is not there");
+    }
 }
 
 #[test]

@@ -126,6 +126,10 @@ async fn verb(
             } else {
                 store.children(&key).await?
             };
+            if nodes.is_empty() && !key.is_root() && !store.contains(&key).await? {
+                eprintln!("tenure: there is nothing at {key}");
+                return Ok(exit::FALSE);
+            }
             for node in nodes.iter().filter(|node| node.key != key) {
                 let end = if node.is_dir { "/" } else { "" };
                 match format {
