@@ -102,6 +102,7 @@ fn overlap_after(blow: Blow) {
         assert!(its > token, "{blow:?}: token {its} after {token}");
         return;
     }
+    let safe = (blow == Blow::Stopped).then(|| safe_until(&etcd, &ticket));
     let told = lines(&next, 2);
     let (began, its): (u128, u64) = (told[0].parse().unwrap(), told[1].parse().unwrap());
     assert!(its > token, "{blow:?}: token {its} after {token}");
@@ -127,6 +128,24 @@ fn overlap_after(blow: Blow) {
         "{blow:?}: {last} is after {began}"
     );
     assert!(silent_since(&marks, last), "{blow:?}");
+    if let Some(safe) = safe {
+        assert!(
+            last < safe,
+            "the last mark {last} is not before the safe deadline {safe}"
+        );
+    }
+}
+
+/// The safe deadline of a ticket that is renewed no more, by the wall clock: its end at the server,
+/// which counts from the last renewal, less the margin of a TTL of 3 s.
+fn safe_until(etcd: &Etcd, ticket: &str) -> u128 {
+    let (_, body) = etcd.http(&format!("/v2/keys{ticket}")).unwrap();
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let end = body["node"]["expiration"].as_str().unwrap();
+    let output = Command::new("date").args(["+%s%N", "-d", end]).output();
+    let end = String::from_utf8(output.unwrap().stdout).unwrap();
+    let margin = Duration::from_millis(500 + 20 + 15);
+    end.trim().parse::<u128>().unwrap() - margin.as_nanos()
 }
 
 fn last_mark(marks: &Path) -> u128 {

@@ -464,6 +464,11 @@ mod tests {
     }
 
     #[test]
+    fn the_kill_begins_early_enough_to_be_over_by_the_deadline() {
+        const { assert!(LEAD.as_millis() >= 100 && LEAD.as_millis() > TICK.as_millis()) }
+    }
+
+    #[test]
     fn a_stage_is_never_left_backwards() {
         let plan = Plan {
             deadline: at(100),
