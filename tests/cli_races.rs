@@ -289,3 +289,28 @@ fn a_command_without_standard_input_or_with_any_bytes_for_arguments_runs() {
         "{output:?}"
     );
 }
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_found_and_ended_too() {
+    let (etcd, files) = (Etcd::start(), Directory::new());
+    let left = files.file("left");
+    // It looks like a process that has ended, and another of its threads lives on.
+    let program = "import ctypes, os, sys, threading, time\n\
+                   def live():\n    \
+                       open(sys.argv[1], 'w').write(f'{os.getpid()}\\n')\n    \
+                       time.sleep(1000)\n\
+                   threading.Thread(target=live).start()\n\
+                   ctypes.CDLL(None).syscall(60, 0)\n";
+    let script = format!(
+        "setsid /usr/bin/python3 -c \"$PROGRAM\" {0} & while ! test -s {0}; do sleep 0.01; done",
+        left.display()
+    );
+    let mut holder = lock(&etcd, &["n", "--ttl", "5s", "--grace", "100ms"], &script);
+    let holder = holder.env("PROGRAM", program).spawn().unwrap();
+    assert_eq!(ended(holder), Some(0));
+    let pid = lines(&left, 1)[0].clone();
+    assert!(
+        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        "{pid} lives on"
+    );
+}

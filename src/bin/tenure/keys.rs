@@ -10,7 +10,7 @@ use tenure::etcd2;
 use tenure::store::{Change, Condition, Event, Expiry, Node, Put, Update, Watch};
 use tenure::{Error, ErrorKind, Index, Key, Result, Store, StoreExt, StoreUrl, Ttl};
 
-use crate::args::{Conditions, Format, KeysCommand, Lifetime};
+use crate::args::{Conditions, Format, KeysCommand, Lifetime, WatchArgs};
 use crate::exit;
 use crate::signals::Signals;
 
@@ -25,24 +25,10 @@ pub(crate) async fn run(
     format: Format,
     signals: &mut Signals,
 ) -> u8 {
-    let verb = async {
-        match command {
-            KeysCommand::Watch(_) => Ok(exit::DONE),
-            _ => verb(url, store, command, format).await,
-        }
-    };
     let outcome = tokio::select! {
         biased;
         signal = signals.next() => return (128 + signal) as u8,
-        outcome = verb => outcome,
-    };
-    let outcome = match command {
-        KeysCommand::Watch(args) => tokio::select! {
-            biased;
-            signal = signals.next() => return (128 + signal) as u8,
-            outcome = watch(store, args, format) => outcome,
-        },
-        _ => outcome,
+        outcome = verb(url, store, command, format) => outcome,
     };
     match outcome {
         Ok(code) => code,
@@ -145,7 +131,7 @@ async fn verb(
                 .await?;
             written(&appended.node, format, true);
         }
-        KeysCommand::Watch(_) => {}
+        KeysCommand::Watch(args) => watch(store, args, format).await?,
         KeysCommand::Members => members(&cluster(url)?, format).await?,
         KeysCommand::Stats => stats(&cluster(url)?).await?,
         KeysCommand::Health => return health(&cluster(url)?, format).await,
@@ -210,7 +196,7 @@ async fn changed(store: &dyn Store, key: &Key, before: &Option<Node>) -> Result<
     Ok(modified(&store.node(key).await?) != modified(before))
 }
 
-async fn watch(store: &dyn Store, args: &crate::args::WatchArgs, format: Format) -> Result<u8> {
+async fn watch(store: &dyn Store, args: &WatchArgs, format: Format) -> Result<()> {
     let key = parse(&args.key)?;
     let watch = if args.recursive {
         Watch::tree(key)
@@ -234,7 +220,7 @@ async fn watch(store: &dyn Store, args: &crate::args::WatchArgs, format: Format)
             left = left.map(|left| left - 1);
         }
     }
-    Ok(exit::DONE)
+    Ok(())
 }
 
 /// Whether somebody reads it. For people it is one line, whatever is in the value.

@@ -103,7 +103,7 @@ pub(crate) fn signal_descendants_outside(group: Option<Pid>, signal: Signal) {
     }
 }
 
-/// All living processes below this one.
+/// All processes below this one. Also those that look ended: only their first thread may be.
 #[cfg(target_os = "linux")]
 fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
@@ -114,9 +114,7 @@ fn descendants() -> Vec<Pid> {
             continue;
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        if let Some((parent, state)) = stat.ok().as_deref().and_then(parent_and_state)
-            && !matches!(state, 'Z' | 'X')
-        {
+        if let Some(parent) = stat.ok().as_deref().and_then(parent) {
             children.entry(parent).or_default().push(pid);
         }
     }
@@ -131,14 +129,11 @@ fn descendants() -> Vec<Pid> {
     found
 }
 
-/// The parent and the state in a line of `/proc/PID/stat`. The name before them, in brackets, can
-/// hold anything. States `Z` and `X` are processes that have ended.
+/// The parent in a line of `/proc/PID/stat`. The name before it, in brackets, can hold anything.
 #[cfg(target_os = "linux")]
-fn parent_and_state(stat: &str) -> Option<(i32, char)> {
+fn parent(stat: &str) -> Option<i32> {
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((fields.next()?.parse().ok()?, state))
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -152,8 +147,8 @@ mod tests {
 
     #[test]
     fn a_process_may_have_any_name() {
-        assert_eq!(parent_and_state("7 (a) b) S 3 7 7"), Some((3, 'S')));
-        assert_eq!(parent_and_state("7 (x) Z 12 7 7"), Some((12, 'Z')));
-        assert_eq!(parent_and_state(""), None);
+        assert_eq!(parent("7 (a) b) S 3 7 7"), Some(3));
+        assert_eq!(parent("7 (x) Z 12 7 7"), Some(12));
+        assert_eq!(parent(""), None);
     }
 }
