@@ -96,6 +96,15 @@ pub enum ErrorKind {
     Lost,
     /// This lock value already has a guard.
     AlreadyHeld,
+    /// More is asked for than there can ever be: a weight above a semaphore's limit. Nothing was
+    /// changed.
+    TooHeavy,
+    /// A semaphore has another limit than the one given. Nothing was changed.
+    LimitMismatch,
+    /// A bounded queue has no room. Nothing was changed.
+    Full,
+    /// The claim on a job was lost before it was acknowledged: it is, or will be, delivered again.
+    ClaimLost,
     /// The client was shut down.
     Closed,
 }
@@ -266,13 +275,17 @@ impl Error {
             | Kind::Unreachable
             | Kind::Unavailable
             | Kind::AlreadyHeld
+            | Kind::TooHeavy
+            | Kind::LimitMismatch
+            | Kind::Full
             | Kind::Closed => true,
             Kind::Timeout
             | Kind::Ambiguous
             | Kind::Protocol
             | Kind::HistoryLost
             | Kind::ClusterChanged
-            | Kind::Lost => false,
+            | Kind::Lost
+            | Kind::ClaimLost => false,
         }
     }
 

@@ -51,7 +51,7 @@ pub use client::{Client, ClientBuilder, Shutdown, StoreUrl};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};
-pub use recipes::guard::LockGuard;
+pub use recipes::guard::{Hold, LockGuard};
 pub use recipes::lock::{Acquire, Lock};
 pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};

@@ -43,6 +43,10 @@ impl TimeSource for Ahead {
     fn now(&self) -> Instant {
         self.1.now() + Duration::from_millis(self.0.load(Ordering::SeqCst))
     }
+
+    fn wall(&self) -> Duration {
+        self.1.wall() + Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
 }
 
 /// What a server says of its cluster; everything else it answers well.

@@ -119,6 +119,10 @@ impl TimeSource for Jumping {
     fn now(&self) -> Instant {
         self.steady.now() + Duration::from_secs(self.ahead.load(Ordering::SeqCst))
     }
+
+    fn wall(&self) -> Duration {
+        self.steady.wall() + Duration::from_secs(self.ahead.load(Ordering::SeqCst))
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,6 +47,28 @@ impl Tag {
         self.nonce
     }
 
+    /// When it was made, since 1970, by the wall clock of whoever made it: for people to read.
+    /// `None` when it does not look like a time, as with tags that other programs make.
+    ///
+    /// The upper 48 bits of the nonce count milliseconds, the rest is random.
+    pub const fn made(self) -> Option<Duration> {
+        let millis = self.nonce >> Self::TIME_SHIFT;
+        // 2001 to 2527. The second half of a random UUID begins with 8 to b: later than that.
+        if millis < 1_000_000_000_000 || millis >= 1 << 44 {
+            return None;
+        }
+        Some(Duration::from_millis(millis))
+    }
+
+    /// A nonce that says when it was made and is larger than `last`.
+    pub(crate) fn next_nonce(last: u64, wall: Duration, random: u64) -> u64 {
+        let millis = u64::try_from(wall.as_millis()).unwrap_or(0);
+        let low = random >> (64 - Self::TIME_SHIFT);
+        ((millis << Self::TIME_SHIFT) | low).max(last.saturating_add(1))
+    }
+
+    const TIME_SHIFT: u32 = 16;
+
     /// Parses the 32 hexadecimal digits; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() != Self::TEXT_LEN || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -173,6 +195,20 @@ impl fmt::Debug for Ttl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nonce_says_when_it_was_made_and_rises_even_when_the_wall_clock_falls() {
+        let noon = Duration::from_millis(1_795_000_000_123);
+        let lease = LeaseId::new(7).unwrap();
+        let first = Tag::next_nonce(0, noon, u64::MAX);
+        assert_eq!(Tag::new(lease, first).made(), Some(noon));
+        let second = Tag::next_nonce(first, noon - Duration::from_secs(9), 3);
+        assert_eq!(second, first + 1);
+        // A random UUID's second half.
+        assert_eq!(Tag::new(lease, 0x8f3c_0000_1234_5678).made(), None);
+        assert_eq!(Tag::new(lease, 12).made(), None);
+        assert_eq!(Tag::NONE.made(), None);
+    }
 
     #[test]
     fn a_tag_round_trips_and_begins_with_its_session() {

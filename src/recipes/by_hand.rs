@@ -136,14 +136,14 @@ impl HandLock {
         Ok(first && guard.is_held())
     }
 
-    /// The fencing token of this hold ([`LockGuard::token`]); `None` when it is not held, as far as
+    /// The fencing token of this hold ([`Hold::token`](super::guard::Hold::token)); `None` when it is not held, as far as
     /// can be told without asking.
     pub fn token(&self) -> Option<u64> {
         let held = self.held.as_ref().filter(|guard| guard.is_held());
-        held.map(LockGuard::token)
+        held.map(|guard| guard.token())
     }
 
-    /// The guard behind it: its deadline, its state, and [`lost`](LockGuard::lost). `None` before
+    /// The guard behind it: its deadline, its state, and [`lost`](super::guard::Hold::lost). `None` before
     /// an acquire and after a release.
     pub fn guard(&self) -> Option<&LockGuard> {
         self.held.as_ref()
@@ -194,7 +194,7 @@ impl HandLock {
     }
 
     /// Acquires, works, and releases, whether the work ends, panics, is dropped or loses the lock.
-    /// The work is polled only while the lock is held ([`LockGuard::run`]).
+    /// The work is polled only while the lock is held ([`Hold::run`](super::guard::Hold::run)).
     ///
     /// # Errors
     /// Those of [`acquire`](Self::acquire); [`Lost`](ErrorKind::Lost): the work was cancelled at

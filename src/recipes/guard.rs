@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,33 +17,41 @@ use crate::runtime::Instant;
 use crate::session::{HoldState, Loss, Term};
 use crate::store::{Commit, Condition, Delete, Expiry, Put, Store};
 
-/// A lock that is held, until it is released, dropped or lost.
+/// What is held, for as long as it is: what a [`LockGuard`], a leadership and a semaphore's permit
+/// have in common. They dereference to it.
 ///
-/// Dropping it gives the lock back in the background; [`release`](Self::release) does so and
-/// reports. Work under it with [`run`](Self::run), or check [`is_held`](Self::is_held) before
-/// each effect, and hand the [`token`](Self::token) to whatever the effect is on.
-#[must_use = "an unused guard gives the lock back at once"]
-#[clippy::has_significant_drop]
-pub struct LockGuard {
+/// Work under it with [`run`](Self::run), or check [`is_held`](Self::is_held) before each effect,
+/// and hand the [`token`](Self::token) to whatever the effect is on.
+pub struct Hold {
     ticket: Ticket,
     term: Arc<Term>,
     key: Key,
     token: u64,
-    _held: Held,
+}
+
+/// A lock that is held, until it is released, dropped or lost; see [`Hold`] for what it gives.
+///
+/// Dropping it gives the lock back in the background; [`release`](Self::release) does so and
+/// reports.
+#[must_use = "an unused guard gives the lock back at once"]
+#[clippy::has_significant_drop]
+pub struct LockGuard {
+    hold: Hold,
+    _counted: Counted,
 }
 
 /// Counts a guard of the [`Lock`](super::lock::Lock) value. The next one can come before the one
 /// that was released is dropped, so a flag would not do.
-struct Held(Arc<AtomicUsize>);
+struct Counted(Arc<AtomicUsize>);
 
-impl Held {
+impl Counted {
     fn new(guards: Arc<AtomicUsize>) -> Self {
         guards.fetch_add(1, Ordering::AcqRel);
         Self(guards)
     }
 }
 
-impl Drop for Held {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -50,6 +59,47 @@ impl Drop for Held {
 
 impl LockGuard {
     pub(super) fn new(ticket: Ticket, guards: Arc<AtomicUsize>) -> Result<Self> {
+        Ok(Self {
+            hold: Hold::new(ticket)?,
+            _counted: Counted::new(guards),
+        })
+    }
+
+    /// Gives the lock back and reports. The next in line can have it when this returns. 1 write,
+    /// 1 round trip.
+    ///
+    /// A ticket that somebody deleted behind our back, and so recently that nobody has noticed,
+    /// counts as given back: from the store's answer the two cannot be told apart once a reply
+    /// may have been lost.
+    ///
+    /// While the store does not answer it tries again until the term ends, one TTL at most; with a
+    /// timeout around it the rest is left to the background.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost) when it had been lost before: somebody else may have held it
+    /// meanwhile. Otherwise what the last attempt failed with; the ticket is then taken back in
+    /// the background, and ends with its TTL at the latest.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest to the background.
+    pub async fn release(self) -> Result<()> {
+        let (key, token) = (self.key.clone(), self.token);
+        let released = self.hold.give_back().await;
+        tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+        released
+    }
+}
+
+impl Deref for LockGuard {
+    type Target = Hold;
+
+    fn deref(&self) -> &Hold {
+        &self.hold
+    }
+}
+
+impl Hold {
+    pub(super) fn new(ticket: Ticket) -> Result<Self> {
         let term = ticket.term()?.clone();
         let (key, token) = (ticket.node()?.key.clone(), ticket.sequence()?.get());
         Ok(Self {
@@ -57,28 +107,27 @@ impl LockGuard {
             term,
             key,
             token,
-            _held: Held::new(guards),
         })
     }
 
-    /// The fencing token: larger than that of every earlier holder of this lock. A resource that
+    /// The fencing token: larger than that of every earlier holder. A resource that
     /// refuses tokens smaller than the largest it has seen is safe whatever happens to clocks.
     pub fn token(&self) -> u64 {
         self.token
     }
 
-    /// The key of the ticket that holds the lock.
+    /// The key of the ticket that it is held by.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// Until when the lock is surely held, by the [`Clock`](crate::runtime::Clock) of the client
+    /// Until when it is surely held, by the [`Clock`](crate::runtime::Clock) of the client
     /// (the machine's boot time); moves on with every renewal. `None` once it is lost.
     pub fn deadline(&self) -> Option<Instant> {
         self.term.deadline()
     }
 
-    /// Returns the deadline once it is later than `known`; `None` once the lock is lost. For
+    /// Returns the deadline once it is later than `known`; `None` once it is lost. For
     /// those who pass the deadline on.
     ///
     /// # Cancel safety
@@ -92,12 +141,12 @@ impl LockGuard {
         self.term.state()
     }
 
-    /// Whether the lock is still held now: not lost, and before its safe deadline.
+    /// Whether it is still held now: not lost, and before its safe deadline.
     pub fn is_held(&self) -> bool {
         self.term.check().is_ok()
     }
 
-    /// Returns when the lock is lost: at its deadline if no renewal was acknowledged, and at once
+    /// Returns when it is lost: at its deadline if no renewal was acknowledged, and at once
     /// when the ticket is seen deleted.
     ///
     /// After the machine has slept this may come late: timers stand still meanwhile.
@@ -109,8 +158,8 @@ impl LockGuard {
         self.term.lost().await
     }
 
-    /// Runs a future for as long as the lock is held: checks before every poll, and drops the
-    /// future when the lock is lost.
+    /// Runs a future for as long as it is held: checks before every poll, and drops the future when
+    /// it is lost.
     ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost): the future was cancelled at some await.
@@ -138,33 +187,13 @@ impl LockGuard {
         &self.term
     }
 
-    /// Gives the lock back and reports. The next in line can have it when this returns. 1 write,
-    /// 1 round trip.
-    ///
-    /// A ticket that somebody deleted behind our back, and so recently that nobody has noticed,
-    /// counts as given back: from the store's answer the two cannot be told apart once a reply
-    /// may have been lost.
-    ///
-    /// While the store does not answer it tries again until the term ends, one TTL at most; with a
-    /// timeout around it the rest is left to the background.
-    ///
-    /// # Errors
-    /// [`Lost`](ErrorKind::Lost) when it had been lost before: somebody else may have held it
-    /// meanwhile. Otherwise what the last attempt failed with; the ticket is then taken back in
-    /// the background, and ends with its TTL at the latest.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves the rest to the background.
-    pub async fn release(self) -> Result<()> {
-        let Self {
-            ticket, key, token, ..
-        } = self;
-        let released = ticket.release().await;
-        tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
-        released.map_err(|error| error.during("release").at(&key))
+    /// Gives the place in line back: what each guard's release does.
+    pub(super) async fn give_back(self) -> Result<()> {
+        let released = self.ticket.release().await;
+        released.map_err(|error| error.during("release").at(&self.key))
     }
 
-    /// Writes a key in the same store if, and only if, this lock is still held *there*: one step
+    /// Writes a key in the same store if, and only if, this is still held *there*: one step
     /// that compares the ticket and writes. 1 write, 1 round trip.
     ///
     /// # Errors
@@ -181,7 +210,7 @@ impl LockGuard {
             .map_err(|error| error.during("fenced put"))
     }
 
-    /// Deletes a key in the same store if, and only if, this lock is still held there. Succeeds
+    /// Deletes a key in the same store if, and only if, this is still held there. Succeeds
     /// when there is nothing to delete.
     ///
     /// # Errors
@@ -236,7 +265,13 @@ fn is_about(error: &Error, ticket: &Key) -> bool {
 
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockGuard")
+        f.debug_tuple("LockGuard").field(&self.hold).finish()
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold")
             .field("key", &self.key)
             .field("token", &self.token)
             .field("state", &self.state())

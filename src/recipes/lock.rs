@@ -15,7 +15,7 @@
 //! unique value, ordered by name), so both can stand in it.
 //!
 //! # What is guaranteed
-//! * At most one guard is [held](LockGuard::is_held) at a time, as long as this machine's clock
+//! * At most one guard is [held](super::guard::Hold::is_held) at a time, as long as this machine's clock
 //!   and the store's run at rates within half a percent of each other, and, on etcd v2, the
 //!   members' wall clocks stay within the configured skew. The assumption is needed because a
 //!   lease ends by a clock. **No assumption** is needed for the token to rise.
@@ -32,7 +32,7 @@
 //! A lock cannot stop a process that believes, for a moment too long, that it holds: paused just
 //! after a check, its write arrives when another holds the lock. Only the resource can refuse
 //! that write, by remembering the highest token it has seen. Where the resource is this store,
-//! [`LockGuard::put`] does it (on stores with commits). Without the token, mutual exclusion ends
+//! [`Hold::put`](super::guard::Hold::put) does it (on stores with commits). Without the token, mutual exclusion ends
 //! where the resource begins ([Kleppmann 2016], [Jepsen: etcd 3.4.3]).
 //!
 //! # Cost

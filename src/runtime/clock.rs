@@ -48,6 +48,11 @@ impl Sub<Duration> for Instant {
 pub trait TimeSource: fmt::Debug + Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> Instant;
+
+    /// The time since 1970, UTC, by the machine's wall clock. It can be wrong and can go back, so
+    /// it decides nothing about what is held: it is for people to read, and for delays that
+    /// outlive a process.
+    fn wall(&self) -> Duration;
 }
 
 /// The clock that decisions are made by. Cloning gives the same clock.
@@ -75,6 +80,11 @@ impl Clock {
     /// The time now.
     pub fn now(&self) -> Instant {
         self.0.now()
+    }
+
+    /// The time since 1970, UTC, by the machine's wall clock: see [`TimeSource::wall`].
+    pub fn wall(&self) -> Duration {
+        self.0.wall()
     }
 
     /// Whether `deadline` is now or in the past.
@@ -125,6 +135,18 @@ impl TimeSource for TokioTime {
     fn now(&self) -> Instant {
         Instant(tokio::time::Instant::now().saturating_duration_since(self.origin))
     }
+
+    fn wall(&self) -> Duration {
+        // A date like any other: what is derived from it must not differ from run to run.
+        const START: Duration = Duration::from_secs(1_800_000_000);
+        START + self.now().0
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // this is the one place that wraps it
+fn system_wall() -> Duration {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default()
 }
 
 #[cfg(all(target_os = "linux", not(tenure_fallback_clock)))]
@@ -144,12 +166,17 @@ mod system {
             let (secs, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
             Instant(Duration::from_secs(secs) + Duration::from_nanos(nanos))
         }
+
+        fn wall(&self) -> Duration {
+            super::system_wall()
+        }
     }
 }
 
 #[cfg(any(not(target_os = "linux"), tenure_fallback_clock))]
 mod system {
     use std::sync::OnceLock;
+    use std::time::Duration;
 
     use super::{Instant, TimeSource};
 
@@ -163,6 +190,10 @@ mod system {
         fn now(&self) -> Instant {
             let now = std::time::Instant::now();
             Instant(now.saturating_duration_since(*ORIGIN.get_or_init(|| now)))
+        }
+
+        fn wall(&self) -> Duration {
+            super::system_wall()
         }
     }
 }

@@ -121,6 +121,8 @@ struct Shared {
     terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
     failure: Option<Error>,
     warned: bool,
+    /// That of the last tag: they rise.
+    nonce: u64,
 }
 
 /// Dropped with the last handle; dropping only sets a flag.
@@ -153,6 +155,7 @@ impl Session {
                 terms: BTreeMap::new(),
                 failure: None,
                 warned: false,
+                nonce: 0,
             }),
             state: watch::Sender::new(SessionState::Starting),
             closing: CancellationToken::new(),
@@ -216,7 +219,10 @@ impl Session {
 
     /// A tag that no other append has.
     pub(crate) fn tag(&self) -> Tag {
-        Tag::new(self.core.id, self.core.runtime.entropy.u64())
+        let Runtime { clock, entropy, .. } = &self.core.runtime;
+        let mut shared = self.core.lock();
+        shared.nonce = Tag::next_nonce(shared.nonce, clock.wall(), entropy.u64());
+        Tag::new(self.core.id, shared.nonce)
     }
 
     /// From now on keeps `key` alive, which was written with `value` by a request sent at `sent`.
