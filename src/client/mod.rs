@@ -15,12 +15,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key, Name, Ttl};
+use crate::key::{Index, Key, LeaseId, Name, Tag, Ttl};
 use crate::recipes::by_hand::HandLock;
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
+use crate::recipes::queue::Queue;
 use crate::runtime::{Runtime, Tasks};
-use crate::session::{Janitor, OwnSession, Session, SessionState};
+use crate::session::{Janitor, OwnSession, Session, SessionState, new_lease};
 use crate::store::{Layout, Scope, Store};
 use crate::watcher::Watcher;
 
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     own: Mutex<Vec<CancellationToken>>,
     closed: AtomicBool,
     seen: AtomicU64,
+    /// The name under which jobs are pushed, and the nonce of the last.
+    producer: (LeaseId, Mutex<u64>),
 }
 
 impl Client {
@@ -141,6 +144,18 @@ impl Client {
     /// A bad name or TTL (1 s to 24 h) is reported by the first acquire.
     pub fn get_lock(&self, name: impl AsRef<str>, ttl: Duration) -> HandLock {
         HandLock::new(self.core.clone(), name.as_ref(), ttl)
+    }
+
+    /// The queue of this name. A bad name is reported by the first use.
+    pub fn queue(&self, name: impl AsRef<str>) -> Queue {
+        Queue::named(self.core.clone(), name.as_ref(), self.core.ttl)
+    }
+
+    /// The queue of the jobs that lie directly below this key, whoever appends them: for plain
+    /// producers, in any language, that write with an in-order POST on etcd v2. What is known
+    /// about the jobs lies elsewhere.
+    pub fn raw_queue(&self, key: impl AsRef<str>) -> Queue {
+        Queue::raw(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
     /// Follows a key, alone or with all below it: what is there now, and every change from then on.
@@ -253,6 +268,7 @@ impl ClientBuilder {
         let tasks = Tasks::here();
         let core = Core {
             layout: store.about().layout,
+            producer: (new_lease(&runtime.entropy), Mutex::default()),
             lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
             janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
             store,
@@ -314,6 +330,14 @@ impl Core {
         own.retain(|closer| !closer.is_cancelled());
         own.push(session.closer());
         Ok(session)
+    }
+
+    /// A tag that nothing else has, of what hangs on no session. They rise.
+    pub(crate) fn job_tag(&self) -> Tag {
+        let (name, last) = &self.producer;
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Tag::next_nonce(*last, self.runtime.clock.wall(), self.runtime.entropy.u64());
+        Tag::new(*name, *last)
     }
 
     /// An error if the client was shut down.

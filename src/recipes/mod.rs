@@ -5,3 +5,4 @@ pub mod by_hand;
 pub mod guard;
 pub(crate) mod line;
 pub mod lock;
+pub mod queue;

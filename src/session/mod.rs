@@ -303,7 +303,7 @@ struct Order {
 }
 
 /// A lease that nobody has asked for yet.
-fn new_lease(entropy: &Entropy) -> LeaseId {
+pub(crate) fn new_lease(entropy: &Entropy) -> LeaseId {
     loop {
         // 63 bits: etcd takes positive ids only.
         if let Some(lease) = LeaseId::new(entropy.u64() >> 1) {

@@ -1,0 +1,60 @@
+//! A queue of jobs in the order of their appends, each delivered at least once.
+
+mod job;
+mod paths;
+mod register;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use job::{JobId, Priority};
+use paths::Paths;
+
+use crate::client::{Core, Keep};
+use crate::error::Result;
+use crate::key::{Key, Name, Ttl};
+
+/// A queue that all clients of one store share by its name. Made by
+/// [`Client::queue`](crate::Client::queue). Cloning is cheap.
+#[derive(Clone)]
+pub struct Queue {
+    core: Arc<Core>,
+    paths: Result<Paths>,
+    keep: Result<Keep>,
+}
+
+impl Queue {
+    pub(crate) fn named(core: Arc<Core>, name: &str, ttl: Ttl) -> Self {
+        Self {
+            core,
+            paths: Name::new(name).and_then(|name| Paths::named(&name)),
+            keep: Ok(Keep::Shared(ttl)),
+        }
+    }
+
+    pub(crate) fn raw(core: Arc<Core>, jobs: Result<Key>, ttl: Ttl) -> Self {
+        Self {
+            core,
+            paths: jobs.and_then(Paths::raw),
+            keep: Ok(Keep::Shared(ttl)),
+        }
+    }
+
+    /// How long after a consumer's death its jobs can stay undelivered; 1 s to 24 h. A value out
+    /// of range is reported by the first use.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.keep = Ttl::new(ttl).map(Keep::Shared);
+        self
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("paths", &self.paths)
+            .field("ttl", &self.keep.as_ref().map(Keep::ttl))
+            .finish_non_exhaustive()
+    }
+}
