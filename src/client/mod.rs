@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId, Name, Tag, Ttl};
 use crate::recipes::by_hand::HandLock;
+use crate::recipes::cache::{CacheBuilder, Feeds};
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
 use crate::recipes::queue::Queue;
@@ -54,6 +55,7 @@ pub(crate) struct Core {
     pub(crate) runtime: Runtime,
     pub(crate) lines: Arc<Lines>,
     pub(crate) janitor: Janitor,
+    feeds: Arc<Feeds>,
     tasks: Tasks,
     ttl: Ttl,
     sessions: Mutex<BTreeMap<Ttl, Session>>,
@@ -92,6 +94,32 @@ impl Client {
     /// Dropping the future leaves nothing.
     pub async fn connect_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
         let store = StoreUrl::parse(url.as_ref())?.open(&runtime).await?;
+        Ok(Self::builder(store).runtime(runtime).build())
+    }
+
+    /// A client of the store that a URL names, without asking it anything yet: as
+    /// [`connect`](Self::connect), for a service that has to start while the store is down.
+    ///
+    /// # Errors
+    /// [`InvalidOptions`](ErrorKind::InvalidOptions) for a URL of another form, or files that it
+    /// names and that cannot be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the client's tasks live there.
+    pub fn open(url: impl AsRef<str>) -> Result<Self> {
+        Self::open_with(url, Runtime::default())
+    }
+
+    /// As [`open`](Self::open), with this clock and these random numbers: see
+    /// [`connect_with`](Self::connect_with).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
+        let store = StoreUrl::parse(url.as_ref())?.store(&runtime)?;
         Ok(Self::builder(store).runtime(runtime).build())
     }
 
@@ -166,6 +194,14 @@ impl Client {
         Watcher::new(self.store().clone(), key.clone(), scope, &self.core.runtime)
     }
 
+    /// A copy of all keys below this one, always at hand: see [`cache`](crate::recipes::cache) for
+    /// what is promised.
+    ///
+    /// A bad key is reported by [`CacheBuilder::start`].
+    pub fn cache(&self, prefix: impl AsRef<str>) -> CacheBuilder {
+        CacheBuilder::new(self.core.feeds.clone(), Key::new(prefix))
+    }
+
     /// What the session that recipes share by default is doing; `None` before its first use. Locks
     /// with a TTL of their own have another.
     ///
@@ -202,6 +238,7 @@ impl Client {
         for closer in std::mem::take(&mut *core.own()) {
             closer.cancel();
         }
+        core.feeds.close();
         tokio::select! {
             biased;
             () = core.janitor.idle() => {}
@@ -270,6 +307,7 @@ impl ClientBuilder {
             layout: store.about().layout,
             producer: (new_lease(&runtime.entropy), Mutex::default()),
             lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
+            feeds: Feeds::new(store.clone(), runtime.clone(), tasks.clone()),
             janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
             store,
             runtime,

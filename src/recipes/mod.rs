@@ -2,6 +2,7 @@
 //! guarantees under which assumptions, and what it costs.
 
 pub mod by_hand;
+pub mod cache;
 pub mod guard;
 pub(crate) mod line;
 pub mod lock;

@@ -181,7 +181,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             let answers: Vec<_> = asked
                 .iter()
                 .map(|key| (key, answers.remove(key).unwrap_or(KeyRenewal::Unknown)))
-                .filter(|(key, _)| shared.terms.contains_key(key))
+                .filter(|(key, _)| shared.terms.contains_key::<Key>(key))
                 .collect();
             if answers.iter().any(|(_, it)| *it == KeyRenewal::Unknown) {
                 let entropy = &core.runtime.entropy;
