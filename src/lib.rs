@@ -57,7 +57,9 @@ pub use recipes::cache::{
 };
 pub use recipes::guard::{Hold, LockGuard};
 pub use recipes::lock::{Acquire, Lock};
-pub use recipes::queue::{JobId, Priority, Queue};
+pub use recipes::queue::{
+    Batch, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats, Worker,
+};
 pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};

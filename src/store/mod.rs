@@ -152,6 +152,8 @@ pub struct About {
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
     pub cancels: bool,
+    /// Whether values must be UTF-8.
+    pub text_only: bool,
 }
 
 impl About {
@@ -162,6 +164,7 @@ impl About {
             layout,
             commits: false,
             cancels: false,
+            text_only: false,
         }
     }
 
@@ -169,6 +172,13 @@ impl About {
     #[must_use]
     pub fn with_commits(mut self) -> Self {
         self.commits = true;
+        self
+    }
+
+    /// Says that values must be UTF-8.
+    #[must_use]
+    pub fn of_text(mut self) -> Self {
+        self.text_only = true;
         self
     }
 

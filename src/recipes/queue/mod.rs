@@ -1,15 +1,23 @@
 //! A queue of jobs in the order of their appends, each delivered at least once.
 
+mod admin;
+mod batch;
+mod census;
 mod job;
+mod outcome;
 mod paths;
+mod push;
 mod register;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use batch::Batch;
+pub use census::{JobInfo, JobState, Stats, Worker};
 pub use job::{JobId, Priority};
 use paths::Paths;
+pub use push::{Push, Pushed};
 
 use crate::client::{Core, Keep};
 use crate::error::Result;
@@ -22,6 +30,8 @@ pub struct Queue {
     core: Arc<Core>,
     paths: Result<Paths>,
     keep: Result<Keep>,
+    /// How many jobs there may be.
+    bound: Option<usize>,
 }
 
 impl Queue {
@@ -30,6 +40,7 @@ impl Queue {
             core,
             paths: Name::new(name).and_then(|name| Paths::named(&name)),
             keep: Ok(Keep::Shared(ttl)),
+            bound: None,
         }
     }
 
@@ -38,6 +49,7 @@ impl Queue {
             core,
             paths: jobs.and_then(Paths::raw),
             keep: Ok(Keep::Shared(ttl)),
+            bound: None,
         }
     }
 
