@@ -2,6 +2,12 @@
 //! guarantees under which assumptions, and what it costs.
 
 pub mod by_hand;
+pub mod contender;
+pub mod election;
 pub mod guard;
+pub mod leadership;
 pub(crate) mod line;
 pub mod lock;
+pub mod multi_lock;
+pub mod observe;
+pub mod revocation;
