@@ -2,7 +2,8 @@
 //!
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
-//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost;
+//!   [`recipes::election`] that of the election, [`recipes::multi_lock`] that of several locks at once.
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
@@ -55,12 +56,18 @@ pub use recipes::by_hand::{AcquireByHand, HandLock};
 pub use recipes::cache::{
     Cache, CacheBuilder, CacheSource, CacheState, Change, Changed, Changes, Diff, Snapshot,
 };
+pub use recipes::contender::Contender;
+pub use recipes::election::{Campaign, Election, Leader};
 pub use recipes::guard::{Hold, LockGuard};
+pub use recipes::leadership::Leadership;
 pub use recipes::lock::{Acquire, Lock};
+pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
+pub use recipes::observe::Leaders;
 pub use recipes::queue::{
-    Batch, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats, Worker,
+    Batch, Claimant, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats,
 };
-pub use session::{HoldState, Loss, SessionState};
+pub use recipes::revocation::Revocation;
+pub use session::{HoldState, Loss, SessionState, Who};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};
 
