@@ -9,6 +9,7 @@ use tenure::{CacheSource, CacheState, Client, ErrorKind, StoreExt};
 
 mod common;
 #[path = "common/proxy.rs"]
+#[allow(dead_code)]
 mod proxy;
 #[path = "cache_suite/mod.rs"]
 #[macro_use]
