@@ -12,7 +12,7 @@ use tenure::store::{
     Renew, Renewed, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::testkit::{Faulty, Odds};
-use tenure::{CacheSource, CacheState, Client, Error, ErrorKind, LeaseId, Store, Ttl};
+use tenure::{CacheSource, CacheState, Change, Client, Error, ErrorKind, LeaseId, Store, Ttl};
 
 #[path = "cache_suite/mod.rs"]
 #[macro_use]
@@ -51,7 +51,10 @@ async fn values_that_are_not_text_come_back_as_they_were_also_from_disk() {
     let (client, link) = world.client_on_a_link();
     link.set_down(true);
     let cache = begin(&client);
-    assert_eq!((cache.source(), &**cache.get("raw").unwrap()), (CacheSource::Disk, BYTES));
+    assert_eq!(
+        (cache.source(), &**cache.get("raw").unwrap()),
+        (CacheSource::Disk, BYTES)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,7 +105,10 @@ async fn a_file_that_is_damaged_is_not_taken_and_replaced() {
     let cache = client.cache("/config").disk(&file).start().unwrap();
     let error = cache.disk_error().unwrap();
     assert!(error.to_string().contains("cache.json"), "{error}");
-    assert_eq!((cache.state(), cache.source()), (CacheState::Loading, CacheSource::Nothing));
+    assert_eq!(
+        (cache.state(), cache.source()),
+        (CacheState::Loading, CacheSource::Nothing)
+    );
     link.set_down(false);
     soon("the list", cache.synced()).await.unwrap();
     eventually("a file", async || cache.disk_error().is_none()).await;
@@ -114,7 +120,10 @@ async fn a_file_that_is_damaged_is_not_taken_and_replaced() {
     assert_eq!(cache.source(), CacheSource::Disk);
     // A file of another prefix is not taken either.
     let other = client.cache("/other").disk(&file).start().unwrap();
-    assert_eq!(other.disk_error().unwrap().kind(), ErrorKind::InvalidOptions);
+    assert_eq!(
+        other.disk_error().unwrap().kind(),
+        ErrorKind::InvalidOptions
+    );
     assert_eq!(other.source(), CacheSource::Nothing);
 }
 
@@ -217,7 +226,9 @@ async fn an_error_that_will_not_pass_is_told_and_tried_again_slowly() {
     // Later too, in the middle of a watch.
     follower.follow_to(index).await;
     store.mood.lock().unwrap().refuses = Some(ErrorKind::Unauthorized);
-    Writer(Arc::new(store.stores[0].clone())).set_many_there(1_100).await;
+    Writer(Arc::new(store.stores[0].clone()))
+        .set_many_there(1_100)
+        .await;
     soon("the refusal", async {
         while cache.state() != CacheState::Stale {
             follower.next().await;
@@ -299,7 +310,10 @@ async fn hidden_keys_are_not_seen_and_a_prefix_can_be_the_root_or_a_file() {
 /// In KiB.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = pages.split(' ').nth(1).and_then(|it| it.parse::<usize>().ok());
+    let pages = pages
+        .split(' ')
+        .nth(1)
+        .and_then(|it| it.parse::<usize>().ok());
     pages.unwrap_or_default() * 4
 }
 
@@ -311,7 +325,9 @@ async fn a_hundred_thousand_keys_load_and_follow() {
     let store = Embedded::new();
     let writer = Writer(Arc::new(store.clone()));
     for number in 0..KEYS {
-        writer.set(&format!("d{}/k{number}", number % 100), format!("{number}")).await;
+        writer
+            .set(&format!("d{}/k{number}", number % 100), format!("{number}"))
+            .await;
     }
     let client = Client::new(store);
     let (memory, start) = (resident(), clock.now());
@@ -327,7 +343,10 @@ async fn a_hundred_thousand_keys_load_and_follow() {
         let number = number * 7 % KEYS;
         assert!(cache.get(format!("d{}/k{number}", number % 100)).is_some());
     }
-    println!("a read: {:?}", clock.now().since(start) / u32::try_from(reads).unwrap());
+    println!(
+        "a read: {:?}",
+        clock.now().since(start) / u32::try_from(reads).unwrap()
+    );
     let mut follower = Follower::new(&cache);
     let (start, before) = (clock.now(), cache.snapshot());
     let mut last = None;
@@ -337,7 +356,11 @@ async fn a_hundred_thousand_keys_load_and_follow() {
     follower.follow_to(last.unwrap()).await;
     println!("a change: {:?}", clock.now().since(start) / 500);
     assert_eq!((follower.updates, follower.resyncs), (500, 0));
-    assert_eq!(before.get("d0/k100").as_deref().unwrap(), "100", "a snapshot stays");
+    assert_eq!(
+        before.get("d0/k100").as_deref().unwrap(),
+        "100",
+        "a snapshot stays"
+    );
     assert_eq!(cache.get("d0/k100").as_deref().unwrap(), "new");
 }
 
@@ -352,9 +375,15 @@ async fn storm(seed: u64) -> (usize, usize) {
     let writer = Writer(Arc::new(store.clone()));
     let link = Faulty::new(store.clone(), seed);
     link.set_all_odds(Odds::network(0.02, Duration::from_secs(3)));
-    let client = Client::builder(link.clone()).runtime(runtime.clone()).build();
+    let client = Client::builder(link.clone())
+        .runtime(runtime.clone())
+        .build();
     let cache = client.cache("/config").start().unwrap();
-    let typed = client.cache("/config").decode(suite::number).start().unwrap();
+    let typed = client
+        .cache("/config")
+        .decode(suite::number)
+        .start()
+        .unwrap();
     let (mut quick, mut slow) = (Follower::new(&cache), Follower::new(&cache));
     let mut numbers = Follower::new(&typed);
     let end = suite::at("end");
@@ -387,7 +416,11 @@ async fn storm(seed: u64) -> (usize, usize) {
         // Some of these find nothing to do.
         match die(10) {
             0 => drop(store.delete(Delete::new(key)).await),
-            1 => drop(store.delete(Delete::tree(suite::at(&format!("d{}", die(4))))).await),
+            1 => drop(
+                store
+                    .delete(Delete::tree(suite::at(&format!("d{}", die(4)))))
+                    .await,
+            ),
             2 => {
                 let both = Commit::new().put(value);
                 let other = Put::new(suite::at("other"), "1", Expiry::Never);
@@ -414,7 +447,9 @@ async fn storm(seed: u64) -> (usize, usize) {
     let last = writer.set("end", "1").await;
     let all = writer.all().await;
     soon("the cache", cache.caught_up_to(last)).await.unwrap();
-    soon("the typed one", typed.caught_up_to(last)).await.unwrap();
+    soon("the typed one", typed.caught_up_to(last))
+        .await
+        .unwrap();
     assert_eq!(suite::values(&cache.snapshot()), all, "seed {seed}");
     let quick = soon("the quick one", quick_one).await.unwrap();
     soon("the observer", observer).await.unwrap();
@@ -422,10 +457,16 @@ async fn storm(seed: u64) -> (usize, usize) {
     slow.follow_to(last).await;
     assert_eq!(slow.values, all, "seed {seed}");
     numbers.follow_to(last).await;
-    assert_eq!(numbers.values, suite::values(&typed.snapshot()), "seed {seed}");
+    assert_eq!(
+        numbers.values,
+        suite::values(&typed.snapshot()),
+        "seed {seed}"
+    );
     for (key, value) in &all {
         let bad = typed.snapshot().bad().any(|(it, _)| it == key);
-        let right = typed.get(key).is_some_and(|it| value == it.to_string().as_bytes());
+        let right = typed
+            .get(key)
+            .is_some_and(|it| value == it.to_string().as_bytes());
         assert!(right != bad, "seed {seed}: {key}");
     }
     assert!(all.contains_key(&end));
@@ -453,4 +494,50 @@ fn in_seeded_storms_nothing_is_missed_and_nothing_invented() {
     }
     println!("{seeds} storms: {updates} updates, {resyncs} resyncs");
     assert!(updates > seeds as usize * 50 && resyncs > seeds as usize * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_is_one_item_and_no_snapshot_has_a_half_of_it() {
+    let (world, ()) = world().await;
+    let writer = Writer((world.open)());
+    writer.set("b", "0").await;
+    let (client, link) = world.client_on_a_link();
+    let cache = suite::started(&client).await;
+    // Breaks and delays in between must not tear it apart.
+    link.set_odds(tenure::testkit::Call::Watch, {
+        let mut odds = Odds::none();
+        (odds.watch_ends, odds.watch_delay, odds.longest) = (0.2, 0.2, Duration::from_millis(50));
+        odds
+    });
+    let mut follower = Follower::new(&cache);
+    let watched = cache.clone();
+    let observer = tokio::spawn(async move {
+        let mut changes = watched.changes();
+        while changes.next().await.is_some() {
+            let snapshot = watched.snapshot();
+            let all: Vec<_> = ["a", "b", "c"].map(|name| snapshot.get(name)).into();
+            assert!(all.iter().all(|it| *it == all[0]), "{all:?}");
+            if all[0].as_deref().is_some_and(|it| it == "49") {
+                return;
+            }
+        }
+    });
+    for round in 0..50 {
+        let put = |name| Put::new(suite::at(name), format!("{round}"), Expiry::Never);
+        // The last write of the commit is none of the cache's.
+        let other = Put::new(tenure::Key::new("/elsewhere").unwrap(), "x", Expiry::Never);
+        let commit = Commit::new()
+            .put(put("a"))
+            .put(put("b"))
+            .put(put("c"))
+            .put(other);
+        writer.0.commit(commit).await.unwrap();
+        let change = follower.next().await;
+        let Change::Update(diff) = &*change else {
+            panic!("{change:?}")
+        };
+        assert_eq!(diff.changed.len(), 3, "{diff:?}");
+    }
+    soon("the observer", observer).await.unwrap();
+    assert_eq!(follower.values, writer.all().await);
 }

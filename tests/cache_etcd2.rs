@@ -95,7 +95,11 @@ async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_
     is(&cache, CacheState::Live).await;
     let index = writer(&etcd).set("a", "2").await;
     follower.follow_to(index).await;
-    assert_eq!((follower.updates, follower.resyncs), (1, 1), "nothing but the first list");
+    assert_eq!(
+        (follower.updates, follower.resyncs),
+        (1, 1),
+        "nothing but the first list"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

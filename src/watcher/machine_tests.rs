@@ -208,7 +208,10 @@ fn the_end_of_an_interruption_is_told_once_and_by_a_list_alone() {
     assert!(matches!(rig.update(Update::Open(at(9))), Some(Follow::Resumed(i)) if i == at(9)));
     assert!(rig.update(Update::Open(at(9))).is_none());
     rig.breaks(ErrorKind::HistoryLost);
-    assert!(matches!(rig.list(Ok(View::new(at(30), Vec::new()))), Ok(Follow::Snapshot(_))));
+    assert!(matches!(
+        rig.list(Ok(View::new(at(30), Vec::new()))),
+        Ok(Follow::Snapshot(_))
+    ));
     assert!(rig.update(Update::Open(at(30))).is_none());
 }
 
@@ -231,7 +234,10 @@ fn pauses_grow_until_something_is_told() {
     for _ in 0..8 {
         rig.breaks(ErrorKind::Unavailable);
         // Not a sign of health: the watch opens, and breaks.
-        assert!(matches!(rig.update(Update::Open(at(7))), Some(Follow::Resumed(_))));
+        assert!(matches!(
+            rig.update(Update::Open(at(7))),
+            Some(Follow::Resumed(_))
+        ));
     }
     let late = rig.breaks(ErrorKind::Unavailable);
     assert!(first <= Duration::from_millis(25), "{first:?}");

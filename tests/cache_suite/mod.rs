@@ -13,8 +13,8 @@ use tenure::runtime::Runtime;
 use tenure::store::{Delete, Expiry, Put};
 use tenure::testkit::{Call, Fault, Faulty};
 use tenure::{
-    Cache, CacheSource, CacheState, Change, Changes, Client, ErrorKind, Index, Key, Snapshot, Store,
-    StoreExt,
+    Cache, CacheSource, CacheState, Change, Changes, Client, ErrorKind, Index, Key, Snapshot,
+    Store, StoreExt,
 };
 
 /// Clients that share one store, each over a connection of its own.
@@ -56,7 +56,10 @@ impl Writer {
 
     pub(crate) async fn delete(&self, name: &str) -> Index {
         let delete = Delete::new(at(name));
-        soon("a deletion", self.0.delete(delete)).await.unwrap().index
+        soon("a deletion", self.0.delete(delete))
+            .await
+            .unwrap()
+            .index
     }
 
     /// Many writes at a time, in no order; the value tells the write.
@@ -76,7 +79,10 @@ impl Writer {
     /// What is there, linearizably.
     pub(crate) async fn all(&self) -> BTreeMap<Key, Bytes> {
         let config = config();
-        let leaves = soon("a list", self.0.leaves(&config)).await.unwrap().into_iter();
+        let leaves = soon("a list", self.0.leaves(&config))
+            .await
+            .unwrap()
+            .into_iter();
         leaves.map(|node| (node.key, node.value)).collect()
     }
 }
@@ -214,20 +220,29 @@ pub(crate) async fn a_cache_has_what_is_there_and_takes_every_change_in_order(wo
     let mut follower = Follower::new(&cache);
     let before = cache.snapshot();
     for round in 0..10 {
-        let index = writer.set(&format!("a{}", round % 3), format!("{round}")).await;
+        let index = writer
+            .set(&format!("a{}", round % 3), format!("{round}"))
+            .await;
         let change = follower.next().await;
-        assert!(matches!(&*change, Change::Update(diff) if diff.to == index && diff.changed.len() == 1));
+        assert!(
+            matches!(&*change, Change::Update(diff) if diff.to == index && diff.changed.len() == 1)
+        );
     }
     let gone = writer.delete("a").await;
     follower.next().await;
     assert_eq!((follower.updates, follower.resyncs), (11, 0));
-    soon("the deletion", cache.caught_up_to(gone)).await.unwrap();
+    soon("the deletion", cache.caught_up_to(gone))
+        .await
+        .unwrap();
     assert_eq!(values(&cache.snapshot()), writer.all().await);
     assert_eq!(follower.values, writer.all().await);
     // A snapshot stays what it was.
     assert_eq!(before.get("a").as_deref().unwrap(), "1");
     assert_eq!(before.len(), 2);
-    let below: Vec<_> = before.below(&at("deep")).map(|(key, _)| key.clone()).collect();
+    let below: Vec<_> = before
+        .below(&at("deep"))
+        .map(|(key, _)| key.clone())
+        .collect();
     assert_eq!(below, [at("deep/er/b")]);
 }
 
@@ -237,7 +252,9 @@ pub(crate) async fn who_writes_can_wait_to_see_it(world: World) {
     let cache = started(&client).await;
     for round in 0..20 {
         let index = writer.set("a", format!("{round}")).await;
-        soon("its own write", cache.caught_up_to(index)).await.unwrap();
+        soon("its own write", cache.caught_up_to(index))
+            .await
+            .unwrap();
         assert!(cache.snapshot().index() >= Some(index));
         assert_eq!(*cache.get("a").unwrap(), format!("{round}"));
     }
@@ -285,14 +302,19 @@ pub(crate) async fn lost_history_is_one_diff_that_leads_to_what_is_there(world: 
     assert_eq!(cache.len(), KEYS, "the last values stay");
     link.set_down(false);
 
-    soon("the new list", cache.caught_up_to(last)).await.unwrap();
+    soon("the new list", cache.caught_up_to(last))
+        .await
+        .unwrap();
     is(&cache, CacheState::Live).await;
     let wanted = writer.all().await;
     assert_eq!(values(&cache.snapshot()), wanted);
     follower.follow_to(last).await;
     assert_eq!((follower.updates, follower.resyncs), (0, 1), "one diff");
     assert_eq!(follower.values, wanted);
-    assert!(Arc::ptr_eq(&same, &cache.get("k1").unwrap()), "not decoded again");
+    assert!(
+        Arc::ptr_eq(&same, &cache.get("k1").unwrap()),
+        "not decoded again"
+    );
 
     let next = writer.set("k1", "after").await;
     follower.follow_to(next).await;
@@ -321,7 +343,10 @@ pub(crate) async fn a_deletion_with_a_new_creation_is_seen_also_without_history(
     let names: Vec<&str> = diff.changed.iter().map(|it| it.key.name()).collect();
     assert_eq!((names, diff.to >= last), (vec!["again", "other"], true));
     let again = &diff.changed[0];
-    assert_eq!((again.old.as_deref(), again.new.as_deref()), (Some(&"same".into()), Some(&"same".into())));
+    assert_eq!(
+        (again.old.as_deref(), again.new.as_deref()),
+        (Some(&"same".into()), Some(&"same".into()))
+    );
 }
 
 pub(crate) async fn a_thousand_subscribers_cost_one_watch_and_all_get_everything(world: World) {
@@ -348,7 +373,9 @@ pub(crate) async fn a_thousand_subscribers_cost_one_watch_and_all_get_everything
         assert_eq!((follower.updates, follower.resyncs), (10, 0));
         assert_eq!(*follower.values[&at("a")], *b"10");
     }
-    soon("the typed one", typed.caught_up_to(last)).await.unwrap();
+    soon("the typed one", typed.caught_up_to(last))
+        .await
+        .unwrap();
     assert_eq!(typed.get("a").as_deref(), Some(&10));
     assert_eq!(copy.get("a").as_deref().unwrap(), "10");
     assert_eq!((link.calls(Call::Get), link.calls(Call::Watch)), (1, 1));
@@ -360,7 +387,10 @@ pub(crate) async fn a_thousand_subscribers_cost_one_watch_and_all_get_everything
     assert_eq!((link.calls(Call::Get), link.calls(Call::Watch)), (2, 2));
 }
 
-pub(crate) fn number(_: &Key, value: &[u8]) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) fn number(
+    _: &Key,
+    value: &[u8],
+) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
     assert_ne!(value, b"panic", "as asked");
     Ok(std::str::from_utf8(value)?.parse()?)
 }
@@ -388,7 +418,11 @@ pub(crate) async fn a_bad_value_keeps_the_last_good_one_and_is_told(world: World
         };
         assert_eq!((key, error.kind()), (&at("a"), ErrorKind::InvalidValue));
         let text = error.to_string();
-        assert_eq!(text.contains("panicked") && text.contains("as asked"), value == "panic", "{text}");
+        assert_eq!(
+            text.contains("panicked") && text.contains("as asked"),
+            value == "panic",
+            "{text}"
+        );
         assert_eq!(cache.get("a").as_deref(), Some(&1), "the last good one");
         assert_eq!(bad(&cache), [at("a"), at("never")]);
     }
@@ -414,7 +448,9 @@ pub(crate) async fn a_slow_subscriber_gets_one_diff_from_what_it_read_last(world
     slow.follow_to(first).await;
     let mut last = writer.delete("gone").await;
     for round in 0..WRITES {
-        last = writer.set(&format!("k{}", round % 50), format!("{round}")).await;
+        last = writer
+            .set(&format!("k{}", round % 50), format!("{round}"))
+            .await;
         if round % 100 == 0 {
             quick.follow_to(last).await;
         }
@@ -442,7 +478,9 @@ pub(crate) async fn a_value_of_a_mebibyte_is_cached(world: World) {
     let (client, _link) = world.client_on_a_link();
     let cache = started(&client).await;
     let index = writer.set("big", big.clone()).await;
-    soon("the big one", cache.caught_up_to(index)).await.unwrap();
+    soon("the big one", cache.caught_up_to(index))
+        .await
+        .unwrap();
     assert_eq!(*cache.get("big").unwrap(), big);
     let (other, _link) = world.client_on_a_link();
     assert_eq!(*started(&other).await.get("big").unwrap(), big);
@@ -463,7 +501,10 @@ pub(crate) async fn an_outage_leaves_the_last_values_stale_with_their_age(world:
         let age = cache.age().unwrap();
         let clock = &world.runtime.clock;
         clock.sleep(Duration::from_millis(300)).await;
-        assert!(cache.age().unwrap() >= age + Duration::from_millis(300), "round {round}");
+        assert!(
+            cache.age().unwrap() >= age + Duration::from_millis(300),
+            "round {round}"
+        );
         link.set_down(false);
         // Nothing is written: that it follows again has to be seen without.
         is(&cache, CacheState::Live).await;
@@ -472,7 +513,11 @@ pub(crate) async fn an_outage_leaves_the_last_values_stale_with_their_age(world:
     }
     let index = writer.set("a", "2").await;
     follower.follow_to(index).await;
-    assert_eq!((follower.updates, follower.resyncs), (1, 0), "and nothing was invented");
+    assert_eq!(
+        (follower.updates, follower.resyncs),
+        (1, 0),
+        "and nothing was invented"
+    );
 }
 
 pub(crate) async fn it_is_ready_when_the_list_is_complete_and_not_before(world: World) {
@@ -491,14 +536,21 @@ pub(crate) async fn it_is_ready_when_the_list_is_complete_and_not_before(world: 
     soon("the list", cache.synced()).await.unwrap();
     assert_eq!(cache.len(), 1);
     let change = follower.next().await;
-    assert!(matches!(&*change, Change::Resync(diff) if diff.from.is_none() && diff.changed.len() == 1));
+    assert!(
+        matches!(&*change, Change::Resync(diff) if diff.from.is_none() && diff.changed.len() == 1)
+    );
 }
 
 pub(crate) async fn a_start_without_a_store_takes_what_is_on_disk(world: World) {
     let dir = Scratch::new();
     let file = dir.0.join("config.json");
     let writer = world.writer();
-    for (name, value) in [("same", "1"), ("changed", "1"), ("gone", "1"), ("worse", "1")] {
+    for (name, value) in [
+        ("same", "1"),
+        ("changed", "1"),
+        ("gone", "1"),
+        ("worse", "1"),
+    ] {
         writer.set(name, value).await;
     }
     let (client, _link) = world.client_on_a_link();
@@ -509,17 +561,32 @@ pub(crate) async fn a_start_without_a_store_takes_what_is_on_disk(world: World) 
     let cache = begin(&client);
     soon("the list", cache.synced()).await.unwrap();
     let worse = writer.set("worse", "not a number").await;
-    soon("the bad one", cache.caught_up_to(worse)).await.unwrap();
+    soon("the bad one", cache.caught_up_to(worse))
+        .await
+        .unwrap();
     soon("the end", client.shutdown(LONG)).await;
     assert!(cache.disk_error().is_none(), "{:?}", cache.disk_error());
-    assert_eq!(soon("the end", cache.caught_up_to(Index::new(u64::MAX).unwrap())).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        soon("the end", cache.caught_up_to(Index::new(u64::MAX).unwrap()))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Closed
+    );
 
     let (client, link) = world.client_on_a_link();
     link.set_down(true);
     let cache = begin(&client);
     assert!(cache.disk_error().is_none(), "{:?}", cache.disk_error());
-    assert_eq!((cache.state(), cache.source()), (CacheState::Stale, CacheSource::Disk));
-    assert!(cache.age().is_some_and(|age| age < LONG), "{:?}", cache.age());
+    assert_eq!(
+        (cache.state(), cache.source()),
+        (CacheState::Stale, CacheSource::Disk)
+    );
+    assert!(
+        cache.age().is_some_and(|age| age < LONG),
+        "{:?}",
+        cache.age()
+    );
     assert_eq!((cache.len(), cache.snapshot().index()), (4, None));
     assert_eq!(cache.get("worse").as_deref(), Some(&1), "the last good one");
     let mut follower = Follower::new(&cache);
@@ -531,15 +598,26 @@ pub(crate) async fn a_start_without_a_store_takes_what_is_on_disk(world: World) 
     let last = writer.delete("gone").await;
     link.set_down(false);
     soon("the list", cache.caught_up_to(last)).await.unwrap();
-    assert_eq!((cache.state(), cache.source()), (CacheState::Live, CacheSource::Store));
+    assert_eq!(
+        (cache.state(), cache.source()),
+        (CacheState::Live, CacheSource::Store)
+    );
     let change = follower.next().await;
     let Change::Resync(diff) = &*change else {
         panic!("{change:?}")
     };
     let names: Vec<&str> = diff.changed.iter().map(|it| it.key.name()).collect();
-    assert_eq!(names, ["changed", "gone", "new"], "what is the same is no change");
+    assert_eq!(
+        names,
+        ["changed", "gone", "new"],
+        "what is the same is no change"
+    );
     assert_eq!(follower.values, values(&cache.snapshot()));
-    assert_eq!(cache.get("worse").as_deref(), Some(&1), "still bad in the store");
+    assert_eq!(
+        cache.get("worse").as_deref(),
+        Some(&1),
+        "still bad in the store"
+    );
     soon("the end", client.shutdown(LONG)).await;
 }
 

@@ -42,7 +42,10 @@ fn written() -> Vec<u8> {
 fn what_is_written_comes_back_and_without_indexes_of_creation() {
     let back = parse(&written(), &prefix()).unwrap();
     assert_eq!(values(&back), values(&kept()));
-    assert_eq!((back.index, back.confirmed), (kept().index, kept().confirmed));
+    assert_eq!(
+        (back.index, back.confirmed),
+        (kept().index, kept().confirmed)
+    );
     assert!(back.entries.values().all(|stored| stored.created.is_none()));
 }
 

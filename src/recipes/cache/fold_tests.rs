@@ -125,7 +125,11 @@ fn each_kind_of_event_is_applied() {
 #[test]
 fn what_is_old_changes_nothing() {
     let mut rig = Rig::listed(9, vec![file("a", "1", 3, 3)]);
-    assert!(rig.0.take(Follow::Event(put(9, "a", "old")), at(0)).is_none());
+    assert!(
+        rig.0
+            .take(Follow::Event(put(9, "a", "old")), at(0))
+            .is_none()
+    );
     assert!(rig.0.take(Follow::Event(gone(5, "a")), at(0)).is_none());
     rig.take(Follow::Progress(index(4)));
     assert_eq!((rig.text().as_str(), rig.at()), ("a=1", 9));
@@ -178,17 +182,27 @@ fn a_new_list_shares_what_is_the_same_and_sees_what_was_created_again() {
         file("set", "w", 7, 15),
     ];
     rig.list(20, nodes);
-    let found = crate::recipes::cache::board::differing(
-        &before,
-        &rig.0.state.entries,
-        |one, other| one.same(other),
-    );
-    let found: Vec<_> = found.iter().map(|(key, new)| (key.name(), new.is_some())).collect();
+    let found =
+        crate::recipes::cache::board::differing(&before, &rig.0.state.entries, |one, other| {
+            one.same(other)
+        });
+    let found: Vec<_> = found
+        .iter()
+        .map(|(key, new)| (key.name(), new.is_some()))
+        .collect();
     assert_eq!(
         found,
-        [("again", true), ("gone", false), ("new", true), ("set", true)]
+        [
+            ("again", true),
+            ("gone", false),
+            ("new", true),
+            ("set", true)
+        ]
     );
-    assert!(Arc::ptr_eq(&before[&key("same")], &rig.0.state.entries[&key("same")]));
+    assert!(Arc::ptr_eq(
+        &before[&key("same")],
+        &rig.0.state.entries[&key("same")]
+    ));
 }
 
 #[test]
@@ -212,7 +226,10 @@ fn a_resumed_watch_is_live_when_it_has_told_what_it_had() {
     rig.take(Follow::Resumed(index(50)));
     let post = rig.0.take(Follow::Event(put(14, "a", "3")), at(3));
     assert!(post.is_some());
-    assert_eq!((rig.state(), rig.0.settles_at()), (CacheState::Stale, Some(at(4))));
+    assert_eq!(
+        (rig.state(), rig.0.settles_at()),
+        (CacheState::Stale, Some(at(4)))
+    );
     assert!(rig.0.settled().is_some());
     assert_eq!((rig.state(), rig.at()), (CacheState::Live, 14));
     assert!(rig.0.settled().is_none());
@@ -220,7 +237,11 @@ fn a_resumed_watch_is_live_when_it_has_told_what_it_had() {
     rig.interrupt();
     rig.take(Follow::Resumed(index(60)));
     rig.interrupt();
-    assert_eq!(rig.0.settles_at(), None, "it does not settle while it is cut off");
+    assert_eq!(
+        rig.0.settles_at(),
+        None,
+        "it does not settle while it is cut off"
+    );
     rig.take(Follow::Resumed(index(60)));
     rig.take(Follow::Progress(index(60)));
     assert_eq!((rig.state(), rig.at()), (CacheState::Live, 60));
@@ -234,9 +255,15 @@ fn an_end_is_told_and_the_next_list_may_go_back() {
         panic!("not told")
     };
     assert_eq!(told.kind(), ErrorKind::ClusterChanged);
-    assert_eq!((state.health.state, rig.text().as_str()), (CacheState::Stale, "a=1"));
+    assert_eq!(
+        (state.health.state, rig.text().as_str()),
+        (CacheState::Stale, "a=1")
+    );
     rig.list(5, vec![file("b", "1", 3, 3)]);
-    assert_eq!((rig.text().as_str(), rig.at(), rig.state()), ("b=1", 5, CacheState::Live));
+    assert_eq!(
+        (rig.text().as_str(), rig.at(), rig.state()),
+        ("b=1", 5, CacheState::Live)
+    );
 }
 
 #[test]

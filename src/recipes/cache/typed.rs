@@ -115,11 +115,18 @@ impl<T: Send + Sync + 'static> Typed<T> {
             };
             writer.post(self.state.clone(), items);
         }
-        let error = Error::new(ErrorKind::Closed, "the client was shut down, or the cache dropped");
+        let error = Error::new(
+            ErrorKind::Closed,
+            "the client was shut down, or the cache dropped",
+        );
         self.state.health.failed(error.at(&self.prefix));
         writer.post(self.state.clone(), None);
         // What the last write does not have yet.
-        if self.disk.as_ref().is_some_and(|disk| disk.writing.is_some()) {
+        if self
+            .disk
+            .as_ref()
+            .is_some_and(|disk| disk.writing.is_some())
+        {
             let outcome = written(&mut self.disk).await;
             self.saved(outcome);
         }
@@ -324,8 +331,9 @@ fn decoded<T>(decoder: &Decoder<T>, key: &Key, value: &Bytes) -> Result<T> {
     let outcome = catch_unwind(AssertUnwindSafe(|| decoder(key, value)));
     let error = match outcome {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(cause)) => Error::new(ErrorKind::InvalidValue, "the decoder refuses the value")
-            .caused_by(cause),
+        Ok(Err(cause)) => {
+            Error::new(ErrorKind::InvalidValue, "the decoder refuses the value").caused_by(cause)
+        }
         Err(panic) => {
             let said = panic.downcast_ref::<&str>().map(|it| (*it).to_owned());
             let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
