@@ -364,13 +364,13 @@ async fn storm(kind: Kind, seed: u64) -> (usize, usize) {
                             .map(|_| Duration::from_millis(dice.u64() % 800))
                             .collect::<Vec<_>>();
                         scene.reign(&what, &leadership, &pauses).await;
-                        if dice.u64() % 2 == 0 {
+                        if dice.u64().is_multiple_of(2) {
                             let _ = leadership.resign().await;
                         }
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(dice.u64() % 200)).await,
                 }
-                if dice.u64() % 16 == 0 {
+                if dice.u64().is_multiple_of(16) {
                     link.set_down(true);
                     tokio::time::sleep(Duration::from_millis(dice.u64() % 4_000)).await;
                     link.set_down(false);
