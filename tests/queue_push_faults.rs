@@ -205,6 +205,19 @@ async fn a_job_that_was_done_while_its_push_had_no_answer_is_not_pushed_again() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn anothers_job_of_the_same_id_is_not_taken_for_the_one_without_an_answer() {
+    let scene = scene(Kind::V2Like, 1);
+    scene.link.next(Call::Put, Fault::LostRequest);
+    let push = tokio::spawn(scene.queue.push("mine").id("i").into_future());
+    while scene.link.calls(Call::Put) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!scene.truth.push("theirs").id("i").await.unwrap().duplicate);
+    assert!(push.await.unwrap().unwrap().duplicate);
+    assert_eq!(scene.count().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_timeout_is_one_budget_and_says_whether_the_job_can_come() {
     let scene = scene(Kind::Embedded, 1);
     let start = scene.runtime.clock.now();
@@ -355,6 +368,59 @@ async fn whichever_call_of_a_requeue_or_a_purge_is_hit_it_happens_once_or_not() 
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requeue_or_a_purge_that_comes_late_spoils_nothing_that_came_since() {
+    let claimed = "claimed 6 00000000000000070000000000000001 7";
+    let register = Key::new("/_queues/q/state/id.i").unwrap();
+    for purge in [false, true] {
+        for fault in [Fault::LateCommit(LATE), Fault::Delay(LATE)] {
+            let what = format!("{fault:?}, purge: {purge}");
+            let scene = scene(Kind::V2Like, 1);
+            let id = scene.truth.push("x").id("i").await.unwrap().id;
+            scene.set("state/id.i", "dead 5 why").await;
+            scene.link.next(Call::Put, fault);
+            let queue = scene.queue.clone();
+            let change = async move {
+                if purge {
+                    queue.purge(&id).await
+                } else {
+                    queue.requeue(&id).await
+                }
+            };
+            let change = tokio::spawn(change);
+            let late = matches!(fault, Fault::LateCommit(_));
+            if late {
+                // The second try was answered; then a consumer came.
+                change.await.unwrap().unwrap();
+                scene.set("state/id.i", claimed).await;
+            } else {
+                // Somebody else was faster, and a consumer came.
+                while scene.link.calls(Call::Put) == 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                scene.set("state/id.i", claimed).await;
+                let error = change.await.unwrap().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{what}");
+                assert_eq!(scene.count().await, 1, "{what}");
+            }
+            scene.link.quiesce().await;
+            let node = scene.store.node(&register).await.unwrap().unwrap();
+            assert_eq!(node.text(), Some(claimed), "{what}");
+        }
+    }
+    // The deletion of a purged job comes when its id has a new one.
+    let scene = scene(Kind::V2Like, 1);
+    let id = scene.truth.push("x").id("i").await.unwrap().id;
+    scene.set("state/id.i", "dead 5 why").await;
+    scene.link.next(Call::Delete, Fault::LateCommit(LATE));
+    scene.queue.purge(&id).await.unwrap();
+    assert_eq!(scene.count().await, 0);
+    scene.store.remove(&register).await.unwrap();
+    scene.truth.push("y").id("i").await.unwrap();
+    scene.link.quiesce().await;
+    assert_eq!(scene.count().await, 1);
 }
 
 /// Producers push while everything goes wrong now and then; returns how many were answered.
