@@ -2,7 +2,8 @@
 //!
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
-//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost;
+//!   [`recipes::election`] that of the election, [`recipes::multi_lock`] that of several locks at once.
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
@@ -18,6 +19,7 @@
 //! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
+//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
@@ -51,12 +53,21 @@ pub use client::{Client, ClientBuilder, Shutdown, StoreUrl};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};
-pub use recipes::guard::{Hold, LockGuard};
-pub use recipes::lock::{Acquire, Lock};
-pub use recipes::queue::{
-    Batch, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats, Worker,
+pub use recipes::cache::{
+    Cache, CacheBuilder, CacheSource, CacheState, Change, Changed, Changes, Diff, Snapshot,
 };
-pub use session::{HoldState, Loss, SessionState};
+pub use recipes::contender::Contender;
+pub use recipes::election::{Campaign, Election, Leader};
+pub use recipes::guard::{Hold, LockGuard};
+pub use recipes::leadership::Leadership;
+pub use recipes::lock::{Acquire, Lock};
+pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
+pub use recipes::observe::Leaders;
+pub use recipes::queue::{
+    Batch, Claimant, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats,
+};
+pub use recipes::revocation::Revocation;
+pub use session::{HoldState, Loss, SessionState, Who};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};
 

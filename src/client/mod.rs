@@ -17,12 +17,15 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId, Name, Tag, Ttl};
 use crate::recipes::by_hand::HandLock;
+use crate::recipes::cache::{CacheBuilder, Feeds};
+use crate::recipes::election::Election;
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
+use crate::recipes::multi_lock::MultiLock;
 use crate::recipes::queue::Queue;
 use crate::runtime::{Runtime, Tasks};
-use crate::session::{Janitor, OwnSession, Session, SessionState, new_lease};
-use crate::store::{Layout, Scope, Store};
+use crate::session::{Janitor, OwnSession, Session, SessionState, Who, new_lease, sessions};
+use crate::store::{Get, Layout, Node, Scope, Store};
 use crate::watcher::Watcher;
 
 /// A handle on a store, from which recipes are made. Cloning is cheap and shares everything.
@@ -54,6 +57,9 @@ pub(crate) struct Core {
     pub(crate) runtime: Runtime,
     pub(crate) lines: Arc<Lines>,
     pub(crate) janitor: Janitor,
+    feeds: Arc<Feeds>,
+    /// Whose sessions these are.
+    pub(crate) who: Who,
     tasks: Tasks,
     ttl: Ttl,
     sessions: Mutex<BTreeMap<Ttl, Session>>,
@@ -95,6 +101,32 @@ impl Client {
         Ok(Self::builder(store).runtime(runtime).build())
     }
 
+    /// A client of the store that a URL names, without asking it anything yet: as
+    /// [`connect`](Self::connect), for a service that has to start while the store is down.
+    ///
+    /// # Errors
+    /// [`InvalidOptions`](ErrorKind::InvalidOptions) for a URL of another form, or files that it
+    /// names and that cannot be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the client's tasks live there.
+    pub fn open(url: impl AsRef<str>) -> Result<Self> {
+        Self::open_with(url, Runtime::default())
+    }
+
+    /// As [`open`](Self::open), with this clock and these random numbers: see
+    /// [`connect_with`](Self::connect_with).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
+        let store = StoreUrl::parse(url.as_ref())?.store(&runtime)?;
+        Ok(Self::builder(store).runtime(runtime).build())
+    }
+
     /// A client of this store, without asking it anything yet.
     ///
     /// # Panics
@@ -109,12 +141,17 @@ impl Client {
             store: Arc::new(store),
             ttl: Ttl::DEFAULT,
             runtime: Runtime::default(),
+            app: None,
         }
     }
 
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.core.store
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.core.runtime
     }
 
     /// The lock of this name. A bad name is reported by the first acquire.
@@ -130,6 +167,25 @@ impl Client {
     /// contenders exclusion rests on the fencing token alone.
     pub fn raw_lock(&self, key: impl AsRef<str>) -> Lock {
         Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
+    }
+
+    /// All locks of these names at once: see [`multi_lock`](crate::recipes::multi_lock). A bad name,
+    /// a name given twice, or none at all is reported by the first acquire.
+    pub fn lock_all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> MultiLock {
+        let names = names.into_iter().map(|name| name.as_ref().to_owned());
+        MultiLock::new(self, names.collect())
+    }
+
+    /// The election of this name. A bad name is reported by the first use.
+    pub fn election(&self, name: impl AsRef<str>) -> Election {
+        let dir =
+            Name::new(name).and_then(|name| Key::root().join("_elections")?.join(name.segment()));
+        Election::new(self.core.clone(), dir, self.core.ttl)
+    }
+
+    /// The election whose candidates lie directly below this key, whatever made the key.
+    pub fn raw_election(&self, key: impl AsRef<str>) -> Election {
+        Election::new(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
     /// The lock of this name to be taken and given back by hand, as python-etcd has it: one object
@@ -166,6 +222,14 @@ impl Client {
         Watcher::new(self.store().clone(), key.clone(), scope, &self.core.runtime)
     }
 
+    /// A copy of all keys below this one, always at hand: see [`cache`](crate::recipes::cache) for
+    /// what is promised.
+    ///
+    /// A bad key is reported by [`CacheBuilder::start`].
+    pub fn cache(&self, prefix: impl AsRef<str>) -> CacheBuilder {
+        CacheBuilder::new(self.core.feeds.clone(), Key::new(prefix))
+    }
+
     /// What the session that recipes share by default is doing; `None` before its first use. Locks
     /// with a TTL of their own have another.
     ///
@@ -173,6 +237,42 @@ impl Client {
     /// session without keys is `Live` without anybody having been asked.
     pub fn session_state(&self) -> Option<SessionState> {
         self.core.sessions().get(&self.core.ttl).map(Session::state)
+    }
+
+    /// Whose session this is ([`Contender::session`](crate::recipes::contender::Contender::session)), read linearizably. `None` when it has ended,
+    /// or is too young to have said so: a session is announced once something of it has stood in
+    /// line or been held for 250 ms, or when it campaigns.
+    ///
+    /// It is what the session says of itself, for people to read.
+    ///
+    /// # Errors
+    /// Those of every read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn who(&self, session: u64) -> Result<Option<Who>> {
+        let key = sessions()?.join(&format!("{session:016x}"))?;
+        let view = self.core.store.get(Get::node(key)).await;
+        let view = view.map_err(|error| error.during("who"))?;
+        Ok(view.nodes.first().and_then(|node| Who::parse(&node.value)))
+    }
+
+    /// All sessions that have [announced](Self::who) themselves, by their number, in one
+    /// linearizable read.
+    ///
+    /// # Errors
+    /// Those of every read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn sessions(&self) -> Result<BTreeMap<u64, Who>> {
+        let view = self.core.store.get(Get::children(sessions()?)).await;
+        let view = view.map_err(|error| error.during("sessions"))?;
+        let read = |node: &Node| {
+            let session = u64::from_str_radix(node.key.name(), 16).ok()?;
+            Some((session, Who::parse(&node.value)?))
+        };
+        Ok(view.nodes.iter().filter_map(read).collect())
     }
 
     /// Returns once everything that was given up (dropped guards, cancelled acquires) has been
@@ -202,6 +302,7 @@ impl Client {
         for closer in std::mem::take(&mut *core.own()) {
             closer.cancel();
         }
+        core.feeds.close();
         tokio::select! {
             biased;
             () = core.janitor.idle() => {}
@@ -239,6 +340,7 @@ pub struct ClientBuilder {
     store: Arc<dyn Store>,
     ttl: Ttl,
     runtime: Runtime,
+    app: Option<String>,
 }
 
 impl ClientBuilder {
@@ -255,6 +357,13 @@ impl ClientBuilder {
         self
     }
 
+    /// What the client calls itself to those who ask [who holds](Client::who) something. Default:
+    /// the executable's file name.
+    pub fn app(mut self, name: impl Into<String>) -> Self {
+        self.app = Some(name.into());
+        self
+    }
+
     /// Makes the client.
     ///
     /// # Panics
@@ -264,15 +373,18 @@ impl ClientBuilder {
             store,
             ttl,
             runtime,
+            app,
         } = self;
         let tasks = Tasks::here();
         let core = Core {
             layout: store.about().layout,
             producer: (new_lease(&runtime.entropy), Mutex::default()),
             lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
+            feeds: Feeds::new(store.clone(), runtime.clone(), tasks.clone()),
             janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
             store,
             runtime,
+            who: Who::here(app),
             tasks,
             ttl,
             sessions: Mutex::default(),
@@ -317,7 +429,7 @@ impl Core {
         if let Some(session) = sessions.get(&ttl).filter(|session| !session.is_over()) {
             return Ok(session.clone());
         }
-        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
+        let session = self.start_session(ttl);
         sessions.insert(ttl, session.clone());
         Ok(session)
     }
@@ -326,7 +438,7 @@ impl Core {
         let mut own = self.own();
         // With the lock held, as above.
         self.open()?;
-        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
+        let session = self.start_session(ttl);
         own.retain(|closer| !closer.is_cancelled());
         own.push(session.closer());
         Ok(session)
@@ -338,6 +450,11 @@ impl Core {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Tag::next_nonce(*last, self.runtime.clock.wall(), self.runtime.entropy.u64());
         Tag::new(*name, *last)
+    }
+
+    fn start_session(&self, ttl: Ttl) -> Session {
+        let (store, runtime) = (self.store.clone(), self.runtime.clone());
+        Session::start(store, runtime, ttl, &self.who, &self.tasks)
     }
 
     /// An error if the client was shut down.

@@ -11,6 +11,7 @@
 
 use bytes::Bytes;
 
+use crate::error::Result;
 use crate::key::{Key, Position, Sequence, Tag};
 use crate::store::Node;
 
@@ -69,6 +70,18 @@ impl Layout {
                 let sequence = Self::numbered(key.below(dir)?)?;
                 Some(Position::new(sequence, key.clone()))
             }
+        }
+    }
+
+    /// Where what is said about the line `dir`, and is no ticket, is kept. Never taken for a
+    /// ticket, by us or by others that stand in the line.
+    ///
+    /// # Errors
+    /// `InvalidKey` when there is no room for a longer key.
+    pub fn meta(self, dir: &Key) -> Result<Key> {
+        match self {
+            // Hidden from whoever lists the line.
+            Self::Numbered => dir.join("_meta"),
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Machine {
     state: State,
     /// Set after a failure, until a change or progress shows that it has passed.
     retry: Option<Retry>,
+    /// Whether an interruption was told, and not yet that it is over.
+    interrupted: bool,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl Machine {
         Self {
             state: State::Listing(None),
             retry: None,
+            interrupted: false,
         }
     }
 
@@ -82,6 +85,7 @@ impl Machine {
             }
             Ok(view) => {
                 self.state = State::Watching(Place::after(view.index));
+                self.interrupted = false;
                 Ok(Follow::Snapshot(view))
             }
             Err(error) => self.failed(error, State::Listing(at_least), entropy),
@@ -98,7 +102,10 @@ impl Machine {
             return Err(self.end(out_of_turn()));
         };
         let error = match update {
-            Some(Ok(Update::Open(_))) => return Ok(None),
+            Some(Ok(Update::Open(index))) => {
+                let over = std::mem::take(&mut self.interrupted);
+                return Ok(over.then_some(Follow::Resumed(index)));
+            }
             Some(Ok(Update::Event(event))) => {
                 let news = place.takes(&event);
                 if news {
@@ -145,6 +152,7 @@ impl Machine {
         }
         let pause = self.retry.get_or_insert_with(Retry::new).pause(entropy);
         self.state = State::Resting(pause, Box::new(next));
+        self.interrupted = true;
         Ok(Follow::Interrupted(error))
     }
 

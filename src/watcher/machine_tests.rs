@@ -200,6 +200,22 @@ fn a_watch_that_ends_without_a_word_is_taken_up_again() {
 }
 
 #[test]
+fn the_end_of_an_interruption_is_told_once_and_by_a_list_alone() {
+    let mut rig = Rig::listed(7);
+    assert!(rig.update(Update::Open(at(7))).is_none(), "no interruption");
+    rig.breaks(ErrorKind::Unavailable);
+    rig.breaks(ErrorKind::Unavailable);
+    assert!(matches!(rig.update(Update::Open(at(9))), Some(Follow::Resumed(i)) if i == at(9)));
+    assert!(rig.update(Update::Open(at(9))).is_none());
+    rig.breaks(ErrorKind::HistoryLost);
+    assert!(matches!(
+        rig.list(Ok(View::new(at(30), Vec::new()))),
+        Ok(Follow::Snapshot(_))
+    ));
+    assert!(rig.update(Update::Open(at(30))).is_none());
+}
+
+#[test]
 fn lists_that_succeed_between_lost_histories_do_not_make_it_hurry() {
     let mut rig = Rig::listed(7);
     let mut pauses = Vec::new();
@@ -218,7 +234,10 @@ fn pauses_grow_until_something_is_told() {
     for _ in 0..8 {
         rig.breaks(ErrorKind::Unavailable);
         // Not a sign of health: the watch opens, and breaks.
-        assert!(rig.update(Update::Open(at(7))).is_none());
+        assert!(matches!(
+            rig.update(Update::Open(at(7))),
+            Some(Follow::Resumed(_))
+        ));
     }
     let late = rig.breaks(ErrorKind::Unavailable);
     assert!(first <= Duration::from_millis(25), "{first:?}");

@@ -27,7 +27,8 @@
 //! # Caveats
 //! * Nothing moves while the stream is not polled: there is no task behind it. One that is left
 //!   alone while much happens in the store gets a snapshot instead of the changes.
-//! * Between an interruption and the next item the copy is old, by an amount that nobody knows.
+//! * After an interruption the copy is old, by an amount that nobody knows: until a snapshot, or
+//!   until [`Follow::Resumed`] and what follows it up to its index.
 //! * The deletion of a directory is one event for all in it ([`Event::removes`]).
 //!
 //! # Cost
@@ -62,6 +63,9 @@ pub enum Follow {
     Progress(Index),
     /// The store cannot be followed at the moment. It is tried again; nothing is lost.
     Interrupted(Error),
+    /// It is followed again after an interruption. The store has reached this index; what has
+    /// changed up to there comes at once, if anything has.
+    Resumed(Index),
 }
 
 /// A stream of what becomes of a key or a tree: see the [module](self) for what it promises. Made

@@ -1,6 +1,6 @@
 //! The task of one line: reads and watches what the machine wants, and tells the tickets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::machine::{Effect, Machine, Wants};
+use super::machine::{Effect, Machine, SHORT_HOLD, Wants};
 use super::{Input, Joining, Lines, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::Instant;
-use crate::session::{Loss, Term};
+use crate::session::{Announcer, Loss, Term};
 use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
 
 /// Runs until the last handle on the line is gone.
@@ -55,6 +55,8 @@ struct Driver {
     layout: Layout,
     machine: Machine,
     tickets: BTreeMap<Position, Seat>,
+    /// When to say whose they are, of those that are still here then; in the order of time.
+    newcomers: VecDeque<(Instant, Position, Announcer)>,
     listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
     /// No read or watch is begun before this: the last one failed.
@@ -85,6 +87,7 @@ impl Driver {
             dir,
             machine: Machine::default(),
             tickets: BTreeMap::new(),
+            newcomers: VecDeque::new(),
             listing: None,
             watches: BTreeMap::new(),
             pause: None,
@@ -108,6 +111,7 @@ impl Driver {
                         term,
                         known,
                         ttl,
+                        announcer,
                     },
                 role,
             } => {
@@ -120,6 +124,8 @@ impl Driver {
                 };
                 self.tickets
                     .insert(position.clone(), Seat { term, admitted });
+                self.newcomers
+                    .push_back((now + SHORT_HOLD, position.clone(), announcer));
                 if holding {
                     self.machine.join_holding(position, at, now);
                 } else {
@@ -178,6 +184,9 @@ impl Driver {
         let Wants { list, watch, wake } = self.machine.wants(now);
         self.watches.retain(|key, _| watch.contains_key(key));
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
+        if let Some(settled) = self.announce(now) {
+            next = next.min(settled);
+        }
         match self.pause {
             Some((until, _)) if now < until => next = next.min(until),
             _ => {
@@ -197,6 +206,22 @@ impl Driver {
             }
         }
         next
+    }
+
+    /// Has it said whose the tickets are that have been here for a while; when the next one will
+    /// have been.
+    fn announce(&mut self, now: Instant) -> Option<Instant> {
+        loop {
+            let (settled, position, _) = self.newcomers.front()?;
+            let here = self.tickets.contains_key(position);
+            if here && *settled > now {
+                return Some(*settled);
+            }
+            let (_, _, announcer) = self.newcomers.pop_front()?;
+            if here {
+                announcer.announce();
+            }
+        }
     }
 
     fn begin_list(&mut self, at_least: Index) {

@@ -21,7 +21,7 @@ pub(crate) use ticket::Ticket;
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::{Runtime, Tasks};
-use crate::session::Term;
+use crate::session::{Announcer, Term};
 use crate::store::{Store, View, Withdrawn};
 
 /// How many keys of our own a client watches at once. Beyond that a loss is noticed at the next
@@ -95,6 +95,8 @@ struct Joining {
     known: Option<View>,
     /// Bounds how long a lost event can go unnoticed.
     ttl: Ttl,
+    /// Says whose it is, once it has been here for a while.
+    announcer: Announcer,
 }
 
 enum Role {

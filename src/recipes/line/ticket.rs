@@ -163,8 +163,41 @@ impl Ticket {
         }
     }
 
+    /// Takes the first place if nobody is seen in line: looks, and appends only then. `None` when
+    /// somebody is there, or came between the look and the append.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    ///
+    /// # Cancel safety
+    /// As [`take`](Self::take).
+    pub(crate) async fn try_take(
+        core: &Arc<Core>,
+        dir: &Key,
+        keep: &Keep,
+        body: &Bytes,
+    ) -> Result<Option<Self>> {
+        let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
+        let look = Get::children(dir.clone()).fresh(seen).keys_only();
+        let view = core.store.get(look).await.map_err(|error| {
+            if error.kind() == ErrorKind::ClusterChanged {
+                // Told once; what this client has seen counts for nothing there.
+                core.forget_seen();
+            }
+            error
+        })?;
+        let mut nodes = view.nodes.iter();
+        if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {
+            return Ok(None);
+        }
+        Self::take(core, dir, keep, body)
+            .await?
+            .admitted_now()
+            .await
+    }
+
     /// Takes the place if no ticket is before it now, and gives it up otherwise.
-    pub(crate) async fn admitted_now(mut self) -> Result<Option<Self>> {
+    async fn admitted_now(mut self) -> Result<Option<Self>> {
         self.look().await?;
         if self.is_first()? {
             self.hold()?;
@@ -208,6 +241,45 @@ impl Ticket {
         let outcome = self.session.renew(ttl).await;
         // Of what the session says and what this key's own term says, a loss counts.
         term.check().and(outcome)
+    }
+
+    /// Gives it something else to say. It keeps its place.
+    ///
+    /// # Errors
+    /// `Lost` when its term ended before the outcome was known; anything else: nothing has changed,
+    /// and nothing will.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops what was not begun; what was begun goes on.
+    pub(crate) async fn rewrite(&self, body: &[u8]) -> Result<()> {
+        let Seat { node, term, .. } = self.seat()?;
+        term.check()?;
+        let value = self.core.layout.ticket_value(self.tag, body);
+        let outcome = self.session.rewrite(node.key.clone(), value).await;
+        term.check().and(outcome)
+    }
+
+    /// What it says, as far as answers tell.
+    pub(crate) fn body(&self) -> Bytes {
+        let Ok(Seat { node, term, .. }) = self.seat() else {
+            return Bytes::new();
+        };
+        let node = Node {
+            value: term.value(),
+            ..node.clone()
+        };
+        let ticket = self.core.layout.ticket(self.line.dir(), &node);
+        ticket.map_or_else(Bytes::new, |ticket| ticket.body)
+    }
+
+    /// Has it said in the store whose session this ticket hangs on.
+    pub(crate) fn announce(&self) {
+        self.session.announce();
+    }
+
+    /// The line that it stands in.
+    pub(crate) fn dir(&self) -> &Key {
+        self.line.dir()
     }
 
     /// The mark of its append.
@@ -350,7 +422,7 @@ impl Ticket {
     }
 
     fn joining(&mut self) -> Result<Joining> {
-        let ttl = self.session.ttl();
+        let (ttl, announcer) = (self.session.ttl(), self.session.announcer());
         let seat = self.seat_mut()?;
         seat.joined = true;
         let (position, at, term) = (seat.position.clone(), seat.node.created, seat.term.clone());
@@ -360,6 +432,7 @@ impl Ticket {
             term,
             known: seat.known.take(),
             ttl,
+            announcer,
         })
     }
 
@@ -367,7 +440,11 @@ impl Ticket {
         let dir = self.line.dir().clone();
         let withdraw = Withdraw::new(dir, self.tag, Naming::Ticket).lease(self.session.lease());
         match &self.state {
-            State::InLine(seat) => withdraw.node(seat.node.clone()),
+            // A value that it had before, or will have, costs another look: it is found by its tag.
+            State::InLine(Seat { node, term, .. }) => withdraw.node(Node {
+                value: term.value(),
+                ..node.clone()
+            }),
             State::Armed | State::Disarmed => withdraw,
         }
     }

@@ -60,7 +60,7 @@ pub enum JobState {
     /// The end of a delivery.
     Claimed {
         /// Whose.
-        by: Worker,
+        by: Claimant,
     },
     /// Somebody who requeues or purges it.
     Dead {
@@ -73,7 +73,7 @@ pub enum JobState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(default)]
-pub struct Worker {
+pub struct Claimant {
     /// The number of its session.
     #[serde(skip)]
     pub session: u64,
@@ -92,7 +92,7 @@ pub(super) struct Census<'a> {
     now: Duration,
     jobs: Vec<(Place, usize)>,
     registers: BTreeMap<JobId, Found>,
-    consumers: BTreeMap<Tag, Worker>,
+    consumers: BTreeMap<Tag, Claimant>,
 }
 
 impl<'a> Census<'a> {
@@ -125,7 +125,7 @@ impl<'a> Census<'a> {
         } else if let Some(tag) = node.key.below(&self.paths.consumers).and_then(Tag::parse) {
             let worker = serde_json::from_slice(&node.value).unwrap_or_default();
             let session = tag.session();
-            self.consumers.insert(tag, Worker { session, ..worker });
+            self.consumers.insert(tag, Claimant { session, ..worker });
         }
     }
 
@@ -245,7 +245,7 @@ mod tests {
             ("state/without-a-job", "ready 1 0"),
             (&there, r#"{"host":"h","pid":7,"app":"a","more":1}"#),
         ]);
-        let by = Worker {
+        let by = Claimant {
             session: 0xc0,
             host: Some("h".into()),
             pid: Some(7),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use batch::Batch;
-pub use census::{JobInfo, JobState, Stats, Worker};
+pub use census::{Claimant, JobInfo, JobState, Stats};
 pub use job::{JobId, Priority};
 use paths::Paths;
 pub use push::{Push, Pushed};
