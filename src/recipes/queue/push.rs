@@ -246,9 +246,11 @@ impl<'a> Job<'a> {
             Due::At(time) => time,
         };
         // What is due by now has no delay.
-        let not_before = Some(not_before)
-            .filter(|time| *time > now)
-            .unwrap_or_default();
+        let not_before = if not_before > now {
+            whole_millis(not_before)
+        } else {
+            Duration::ZERO
+        };
         let plain = not_before.is_zero() && push.priority == Priority::NORMAL;
         let id = match &push.id {
             Some(id) => Some(JobId::chosen(&id.clone()?, push.priority)),
@@ -461,6 +463,13 @@ enum Noted {
     At(Index),
     /// The job is there, or was done, as of this index.
     Duplicate(Index),
+}
+
+/// Registers count in milliseconds: the next one, so that nothing is early.
+fn whole_millis(time: Duration) -> Duration {
+    let part = u32::from(time.subsec_nanos() % 1_000_000 > 0);
+    let whole = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(whole.saturating_add(part.into()))
 }
 
 pub(super) fn check_text(payload: &[u8]) -> Result<()> {
