@@ -1,13 +1,22 @@
 //! A queue of jobs in the order of their appends, each delivered at least once.
 
+mod claim;
+mod consumer;
+mod delivery;
+mod driver;
 mod job;
+mod machine;
 mod paths;
 mod register;
+mod registration;
+mod view;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use consumer::Consumer;
+pub use delivery::{Delivery, Job};
 pub use job::{JobId, Priority};
 use paths::Paths;
 
@@ -47,6 +56,12 @@ impl Queue {
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.keep = Ttl::new(ttl).map(Keep::Shared);
         self
+    }
+
+    /// A stream of deliveries that takes `slots` jobs (1 to 1,000) at once. With one, it sees
+    /// exactly the order of the appends. Nothing is sent before it is polled.
+    pub fn consumer(&self, slots: usize) -> Consumer {
+        Consumer::new(consumer::Options::new(self.clone(), slots))
     }
 }
 
