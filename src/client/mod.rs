@@ -8,6 +8,7 @@ pub use url::StoreUrl;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -471,6 +472,11 @@ impl Core {
         own.retain(|closer| !closer.is_cancelled());
         own.push(session.closer());
         Ok(session)
+    }
+
+    /// Runs a task of a recipe, on the runtime in which the client was made.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// A tag that nothing else has, of what hangs on no session. They rise.
