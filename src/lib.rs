@@ -2,7 +2,8 @@
 //!
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
-//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost; and
+//!   [`recipes::semaphore`] that of the semaphore.
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
@@ -17,6 +18,7 @@
 //! |---|---|
 //! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
+//! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
@@ -51,8 +53,10 @@ pub use client::{Client, ClientBuilder, Shutdown, StoreUrl};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};
+pub use recipes::contender::Contender;
 pub use recipes::guard::{Hold, LockGuard};
 pub use recipes::lock::{Acquire, Lock};
+pub use recipes::semaphore::{AcquirePermit, Permit, Semaphore};
 pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};

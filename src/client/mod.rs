@@ -19,6 +19,7 @@ use crate::key::{Index, Key, Name, Ttl};
 use crate::recipes::by_hand::HandLock;
 use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
+use crate::recipes::semaphore::Semaphore;
 use crate::runtime::{Runtime, Tasks};
 use crate::session::{Janitor, OwnSession, Session, SessionState};
 use crate::store::{Layout, Scope, Store};
@@ -141,6 +142,13 @@ impl Client {
     /// A bad name or TTL (1 s to 24 h) is reported by the first acquire.
     pub fn get_lock(&self, name: impl AsRef<str>, ttl: Duration) -> HandLock {
         HandLock::new(self.core.clone(), name.as_ref(), ttl)
+    }
+
+    /// The semaphore of this name. A bad name is reported by the first acquire.
+    pub fn semaphore(&self, name: impl AsRef<str>) -> Semaphore {
+        let root =
+            Name::new(name).and_then(|name| Key::root().join("_semaphores")?.join(name.segment()));
+        Semaphore::new(self.core.clone(), root, self.core.ttl)
     }
 
     /// Follows a key, alone or with all below it: what is there now, and every change from then on.

@@ -2,6 +2,8 @@
 //! guarantees under which assumptions, and what it costs.
 
 pub mod by_hand;
+pub mod contender;
 pub mod guard;
 pub(crate) mod line;
 pub mod lock;
+pub mod semaphore;

@@ -56,6 +56,14 @@ impl Machine {
         }
     }
 
+    /// One that has listed at `index`.
+    pub(super) fn after(index: Index) -> Self {
+        Self {
+            state: State::Watching(Place::after(index)),
+            retry: None,
+        }
+    }
+
     pub(super) fn wants(&self) -> Want {
         match &self.state {
             State::Listing(None) => Want::List(Freshness::Linearizable),

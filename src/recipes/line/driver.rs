@@ -15,7 +15,7 @@ use super::machine::{Effect, Machine, Wants};
 use super::{Input, Joining, Lines, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
-use crate::runtime::Instant;
+use crate::runtime::{Entropy, Instant};
 use crate::session::{Loss, Term};
 use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
 
@@ -44,10 +44,7 @@ pub(super) async fn drive(
 }
 
 /// A read that is under way.
-type Listing = BoxFuture<'static, Result<View>>;
-
-/// A failure this long after the pause for the one before begins a new series.
-const CALM: Duration = Duration::from_secs(2);
+pub(super) type Listing = BoxFuture<'static, Result<View>>;
 
 struct Driver {
     lines: Arc<Lines>,
@@ -57,17 +54,17 @@ struct Driver {
     tickets: BTreeMap<Position, Seat>,
     listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
-    /// No read or watch is begun before this: the last one failed.
-    pause: Option<(Instant, Duration)>,
+    /// No read or watch is begun while it lasts: the last one failed.
+    pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
     recheck_every: Duration,
     recheck: Instant,
 }
 
 /// One ticket of this process.
-struct Seat {
-    term: Arc<Term>,
-    admitted: Option<oneshot::Sender<Result<()>>>,
+pub(super) struct Seat {
+    pub(super) term: Arc<Term>,
+    pub(super) admitted: Option<oneshot::Sender<Result<u32>>>,
 }
 
 struct KeyWatch {
@@ -87,7 +84,7 @@ impl Driver {
             tickets: BTreeMap::new(),
             listing: None,
             watches: BTreeMap::new(),
-            pause: None,
+            pause: Pause::default(),
             recheck_every,
             recheck,
         }
@@ -154,7 +151,7 @@ impl Driver {
                         let now = self.now();
                         self.machine.holding(&position, now);
                         if let Some(seat) = self.tickets.get_mut(&position) {
-                            answer(seat, Ok(()));
+                            answer(seat, Ok(1));
                         }
                     }
                     Effect::Gone(position) => {
@@ -178,9 +175,9 @@ impl Driver {
         let Wants { list, watch, wake } = self.machine.wants(now);
         self.watches.retain(|key, _| watch.contains_key(key));
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
-        match self.pause {
-            Some((until, _)) if now < until => next = next.min(until),
-            _ => {
+        match self.pause.after(now) {
+            Some(until) => next = next.min(until),
+            None => {
                 // A list that is wanted may show that a new watch is not.
                 if list.is_none() {
                     for (key, from) in watch {
@@ -297,18 +294,35 @@ impl Driver {
         }
         tracing::debug!(target: "tenure::line", dir = %self.dir, %error, "cannot see the line");
         let now = self.now();
-        // A list that succeeds between two watches that fail is no success.
-        let length = match self.pause {
-            Some((until, length)) if now < until + CALM => length * 2,
-            _ => Duration::from_millis(25),
-        };
-        let length = length.min(Duration::from_secs(1));
-        let until = now + self.lines.runtime.entropy.jitter(length);
-        self.pause = Some((until, length));
+        self.pause.begin(now, &self.lines.runtime.entropy);
     }
 }
 
-fn answer(seat: &mut Seat, answer: Result<()>) {
+/// A pause after a failure: until when, and its length, which doubles from failure to failure.
+#[derive(Default)]
+pub(super) struct Pause(Option<(Instant, Duration)>);
+
+impl Pause {
+    /// A failure this long after the pause for the one before begins a new series.
+    const CALM: Duration = Duration::from_secs(2);
+
+    /// Until when it lasts, if it does.
+    pub(super) fn after(&self, now: Instant) -> Option<Instant> {
+        self.0.map(|(until, _)| until).filter(|until| now < *until)
+    }
+
+    pub(super) fn begin(&mut self, now: Instant, entropy: &Entropy) {
+        // A list that succeeds between two watches that fail is no success.
+        let length = match self.0 {
+            Some((until, length)) if now < until + Self::CALM => length * 2,
+            _ => Duration::from_millis(25),
+        };
+        let length = length.min(Duration::from_secs(1));
+        self.0 = Some((now + entropy.jitter(length), length));
+    }
+}
+
+pub(super) fn answer(seat: &mut Seat, answer: Result<u32>) {
     if let Some(admitted) = seat.admitted.take() {
         // A waiter that has gone away has handed its ticket to the janitor.
         let _ = admitted.send(answer);
@@ -316,7 +330,9 @@ fn answer(seat: &mut Seat, answer: Result<()>) {
 }
 
 /// The read that is under way; never returns if there is none.
-fn in_flight<'a>(listing: &'a mut Option<Listing>) -> impl Future<Output = Result<View>> + 'a {
+pub(super) fn in_flight<'a>(
+    listing: &'a mut Option<Listing>,
+) -> impl Future<Output = Result<View>> + 'a {
     poll_fn(|cx| match listing {
         Some(view) => Pin::new(view).poll(cx),
         None => Poll::Pending,
