@@ -353,3 +353,6 @@ impl Machine {
         }
     }
 }
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -236,3 +236,44 @@ fn weigh(ticket: &Position, is_ours: bool, body: &[u8]) -> u32 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_round_trips_and_what_is_none_is_not_taken_for_one() {
+        for number in [1, 2, u32::MAX] {
+            assert_eq!(weight(&body(number)), Some(number));
+        }
+        assert_eq!(body(2), "{\"weight\":2}");
+        assert_eq!(weight(b"{\"weight\":2,\"later\":true}"), Some(2));
+        for other in [
+            "",
+            "2",
+            "{}",
+            "{\"weight\":0}",
+            "{\"weight\":-1}",
+            "{\"weight\":9e9}",
+        ] {
+            assert_eq!(weight(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_decimal_number_and_nothing_else() {
+        let at = Index::new(1).unwrap();
+        let key = Key::new("/_semaphores/a/permits").unwrap();
+        let limit =
+            |value: &str| Limit::of(Some(&Node::file(key.clone(), value.to_owned(), at, at)));
+        assert_eq!(limit("12"), Limit::Number(12));
+        for other in ["", "+1", "-1", "1.5", " 1", "4294967296", "x"] {
+            assert_eq!(limit(other), Limit::NoNumber(other.into()), "{other:?}");
+        }
+        assert_eq!(Limit::of(None), Limit::Missing);
+        assert_eq!(
+            Limit::of(Some(&Node::dir(key.clone(), at, at))),
+            Limit::NoNumber("".into())
+        );
+    }
+}
