@@ -8,7 +8,8 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::store::{Expiry, Scope, Watch};
 use tenure::{
-    Acquire, Client, Error, Follow, HandLock, Key, Lock, LockGuard, Store, StoreExt, Watcher,
+    Acquire, AcquirePermit, Client, Contender, Error, Follow, HandLock, Key, Lock, LockGuard,
+    Permit, Semaphore, Store, StoreExt, Watcher,
 };
 
 fn shared<T: ?Sized + Send + Sync + 'static>() {}
@@ -21,6 +22,10 @@ fn types_are_send_and_sync() {
     shared::<Acquire>();
     shared::<LockGuard>();
     shared::<HandLock>();
+    shared::<Semaphore>();
+    shared::<AcquirePermit>();
+    shared::<Permit>();
+    shared::<Contender>();
     shared::<Follow>();
     shared::<Error>();
     shared::<Embedded>();
@@ -95,6 +100,14 @@ async fn futures_are_send() {
     sent(&store.wait(Watch::node(key.clone())));
     let watcher: Watcher = client.follow(&key, Scope::Tree);
     sent(&watcher);
+    let semaphore = client.semaphore("a").permits(2);
+    sent(&semaphore.acquire().weight(2).into_future());
+    sent(&semaphore.try_acquire());
+    sent(&semaphore.resize(3));
+    sent(&semaphore.limit());
+    sent(&semaphore.contenders());
+    sent(&semaphore.holders());
+    sent(&semaphore.acquire().await.unwrap().release());
     let mut by_hand = client.get_lock("a", Duration::from_secs(60));
     sent(&by_hand.acquire().timeout(Duration::ZERO).into_future());
     sent(&by_hand.try_acquire());
