@@ -86,12 +86,9 @@ async fn main() -> Result<(), Failure> {
     let typo = r#"{"jobs": "many"}"#.into();
     store.set(&tenant("acme")?, typo, Expiry::Never).await?;
     store.remove(&tenant("globex")?).await?;
-    let last = store.set(
-        &tenant("initech")?,
-        r#"{"jobs":1,"megabytes":2}"#.into(),
-        Expiry::Never,
-    );
-    limits.caught_up_to(last.await?.index()).await?;
+    let value = r#"{"jobs":1,"megabytes":2}"#.into();
+    let last = store.set(&tenant("initech")?, value, Expiry::Never).await?;
+    limits.caught_up_to(last.index()).await?;
 
     let snapshot = limits.snapshot();
     println!(
