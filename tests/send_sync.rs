@@ -8,7 +8,8 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::store::{Expiry, Scope, Watch};
 use tenure::{
-    Acquire, Client, Error, Follow, HandLock, Key, Lock, LockGuard, Store, StoreExt, Watcher,
+    Acquire, Cache, CacheBuilder, Change, Changes, Client, Error, Follow, HandLock, Key, Lock,
+    LockGuard, Store, StoreExt, Watcher,
 };
 
 fn shared<T: ?Sized + Send + Sync + 'static>() {}
@@ -22,6 +23,10 @@ fn types_are_send_and_sync() {
     shared::<LockGuard>();
     shared::<HandLock>();
     shared::<Follow>();
+    shared::<Cache<String>>();
+    shared::<CacheBuilder>();
+    shared::<Change<String>>();
+    shared::<tenure::Snapshot<String>>();
     shared::<Error>();
     shared::<Embedded>();
     shared::<dyn Store>();
@@ -95,6 +100,12 @@ async fn futures_are_send() {
     sent(&store.wait(Watch::node(key.clone())));
     let watcher: Watcher = client.follow(&key, Scope::Tree);
     sent(&watcher);
+    let cache = client.cache("/k").start().unwrap();
+    sent(&cache.synced());
+    sent(&cache.caught_up_to(tenure::Index::MIN));
+    let mut changes: Changes<bytes::Bytes> = cache.changes();
+    sent(&changes);
+    sent(&futures_util::StreamExt::next(&mut changes));
     let mut by_hand = client.get_lock("a", Duration::from_secs(60));
     sent(&by_hand.acquire().timeout(Duration::ZERO).into_future());
     sent(&by_hand.try_acquire());
