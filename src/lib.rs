@@ -21,7 +21,7 @@
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
 //! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
-//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
+//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`, `cause`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
