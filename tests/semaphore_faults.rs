@@ -342,12 +342,12 @@ async fn storm(kind: Kind, seed: u64) -> usize {
             while !scene.clock().has_passed(end) {
                 let semaphore = client.semaphore("a");
                 let asked = scene.clock().now();
-                let weight = 1 + (dice.u64() % 8 == 0) as u32;
+                let weight = 1 + (dice.u64().is_multiple_of(8)) as u32;
                 let limit = Duration::from_millis(dice.u64() % 20_000);
                 match semaphore.acquire().weight(weight).timeout(limit).await {
                     Ok(permit) => {
                         let length = Duration::from_millis(dice.u64() % 800);
-                        if dice.u64() % 16 == 0 {
+                        if dice.u64().is_multiple_of(16) {
                             // Killed in the middle of its work: nothing is given back.
                             let held = scene.record.acquired(asked, &permit);
                             let _ = permit.run(scene.clock().sleep(length)).await;
@@ -357,7 +357,7 @@ async fn storm(kind: Kind, seed: u64) -> usize {
                             life += 1;
                             (client, link) = scene.client(life);
                             link.set_all_odds(Odds::network(0.003, TTL * 2));
-                        } else if dice.u64() % 16 == 0 {
+                        } else if dice.u64().is_multiple_of(16) {
                             // Cut off, for longer than its term or not.
                             link.set_down(true);
                             scene.hold(asked, permit, length * 6).await;

@@ -51,7 +51,7 @@ async fn sixty_four_clients_share_five_permits_through_kills_cuts_and_resizes() 
             let mut turns = 0;
             while !clock.has_passed(end) {
                 let asked = clock.now();
-                let weight = 1 + u32::from(dice.u64() % 8 == 0);
+                let weight = 1 + u32::from(dice.u64().is_multiple_of(8));
                 let permit = own.semaphore("a").acquire().weight(weight).await;
                 // Cut off while it waited, or the largest limit was less for a moment.
                 let Ok(permit) = permit else { continue };

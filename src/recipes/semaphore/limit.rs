@@ -108,7 +108,7 @@ impl LimitNode {
                     create(core, key, declared).await?;
                     continue;
                 }
-                (limit, _) => limit.number().map_err(|it| it.into_error())?,
+                (limit, _) => limit.number().map_err(Refusal::into_error)?,
             };
             let Some(node) = node else {
                 return Err(Refusal::NoLimit.into_error());

@@ -72,7 +72,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Ttl};
 use crate::recipes::contender::Contender;
 use crate::recipes::line::shared::picture::{self, Fit, Picture};
-use crate::recipes::line::{Rule, Shared, Ticket};
+use crate::recipes::line::{Refusal, Rule, Shared, Ticket};
 use crate::store::{Freshness, Get};
 use limit::LimitNode;
 
@@ -211,7 +211,7 @@ impl Semaphore {
     pub async fn limit(&self) -> Result<u32> {
         let place = self.place()?;
         let limit = limit::stored(&self.core, &place.limit, Freshness::Linearizable).await?;
-        let number = limit.number().map_err(|it| it.into_error());
+        let number = limit.number().map_err(Refusal::into_error);
         number.map_err(|error| error.during("read limit").at(&place.limit))
     }
 
@@ -272,7 +272,7 @@ impl Semaphore {
     async fn read_contenders(&self, place: &Shared) -> Result<Vec<Contender>> {
         let view = self.core.store.get(Get::tree(place.root.clone())).await?;
         let picture = Picture::of(self.core.layout, place, &view);
-        let (_, standings) = picture.standings().map_err(|it| it.into_error())?;
+        let (_, standings) = picture.standings().map_err(Refusal::into_error)?;
         let tickets = view.nodes.iter();
         let tickets = tickets.filter_map(|node| self.core.layout.ticket(&place.line, node));
         let mut contenders: Vec<_> = tickets

@@ -439,11 +439,9 @@ impl World {
                     process.machine.left(&ticket(number), index(when), true);
                 }
             }
-            6 => {
-                if self.processes[who].machine.wants(at(9_000)).list.is_some() {
-                    let picture = self.picture();
-                    self.processes[who].list.get_or_insert(picture);
-                }
+            6 if self.processes[who].machine.wants(at(9_000)).list.is_some() => {
+                let picture = self.picture();
+                self.processes[who].list.get_or_insert(picture);
             }
             7 => {
                 if let Some(picture) = self.processes[who].list.take() {
