@@ -53,7 +53,7 @@ pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};
 pub use recipes::guard::{Hold, LockGuard};
 pub use recipes::lock::{Acquire, Lock};
-pub use recipes::queue::{Consumer, Delivery, Job, JobId, Priority, Queue};
+pub use recipes::queue::{Consumer, Delivery, Job, JobId, Priority, Queue, Worker};
 pub use session::{HoldState, Loss, SessionState};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};
