@@ -20,7 +20,9 @@ const JOBS: usize = 400;
 
 fn client(server: &Etcd) -> Client {
     let ttl = Ttl::new(Duration::from_secs(60)).unwrap();
-    Client::builder(Etcd2::new(server.url()).unwrap()).ttl(ttl).build()
+    Client::builder(Etcd2::new(server.url()).unwrap())
+        .ttl(ttl)
+        .build()
 }
 
 async fn push(client: &Client, number: usize) {
@@ -74,7 +76,9 @@ async fn cost(consumers: usize, slots: usize, are_there: bool) -> f64 {
     let own = took * 2.0 + (consumers * 3) as f64;
     let proposals = (server.metrics().proposals - before) as f64 - own;
     let each = proposals / JOBS as f64;
-    println!("{consumers} consumers of {slots}, there: {are_there}: {each:.3} proposals a job, {took:.2} s");
+    println!(
+        "{consumers} consumers of {slots}, there: {are_there}: {each:.3} proposals a job, {took:.2} s"
+    );
     each
 }
 

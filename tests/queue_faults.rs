@@ -118,8 +118,14 @@ impl Scene {
             holds.sort_by_key(|hold| (hold.from, hold.token));
             for pair in holds.windows(2) {
                 let [one, two] = pair else { unreachable!() };
-                assert!(one.to <= two.from, "{what}: held by two: {one:?} and {two:?}");
-                assert!(one.token < two.token, "{what}: tokens fall: {one:?}, {two:?}");
+                assert!(
+                    one.to <= two.from,
+                    "{what}: held by two: {one:?} and {two:?}"
+                );
+                assert!(
+                    one.token < two.token,
+                    "{what}: tokens fall: {one:?}, {two:?}"
+                );
             }
         }
         holds.len()
@@ -128,10 +134,19 @@ impl Scene {
     /// Everything that the store was told about the queue.
     async fn log(&self) -> Vec<Event> {
         let end = key("/end");
-        let end = self.store.set(&end, "".into(), Expiry::Never).await.unwrap().index();
+        let end = self
+            .store
+            .set(&end, "".into(), Expiry::Never)
+            .await
+            .unwrap()
+            .index();
         let mut log = Vec::new();
-        let mut updates = self.store.watch(Watch::tree(Key::root()).from(Index::new(1).unwrap()));
-        let mut queue = self.store.watch(Watch::tree(key("/_queues/q")).from(Index::new(1).unwrap()));
+        let mut updates = self
+            .store
+            .watch(Watch::tree(Key::root()).from(Index::new(1).unwrap()));
+        let mut queue = self
+            .store
+            .watch(Watch::tree(key("/_queues/q")).from(Index::new(1).unwrap()));
         // What is hidden from the one is shown by the other; both are whole up to the end.
         loop {
             match updates.next().await.unwrap().unwrap() {
@@ -155,7 +170,10 @@ impl Scene {
             let Some(name) = event.key.below(&state).map(str::to_owned) else {
                 continue;
             };
-            let before = last.get(&name).cloned().unwrap_or_else(|| "ready 0 0".into());
+            let before = last
+                .get(&name)
+                .cloned()
+                .unwrap_or_else(|| "ready 0 0".into());
             let Change::Put(node) = event.change else {
                 panic!("{what}: {name}: its register was deleted after {before:?}");
             };
@@ -193,7 +211,10 @@ impl Scene {
             if left.len() == jobs && left.iter().filter(done).count() == jobs {
                 return;
             }
-            assert!(!self.clock().has_passed(end), "{what}: left after {limit:?}: {left:#?}");
+            assert!(
+                !self.clock().has_passed(end),
+                "{what}: left after {limit:?}: {left:#?}"
+            );
             tokio::time::sleep(MS * 10).await;
         }
     }
@@ -201,7 +222,10 @@ impl Scene {
     async fn all_done(&self, jobs: usize) -> bool {
         let state = key("/_queues/q/state");
         let done = self.store.children(&state).await.unwrap();
-        done.iter().filter(|node| node.text().unwrap().starts_with("done ")).count() == jobs
+        done.iter()
+            .filter(|node| node.text().unwrap().starts_with("done "))
+            .count()
+            == jobs
     }
 }
 
@@ -209,7 +233,11 @@ const STORY: [&str; 4] = ["d", "c", "b", "a"];
 
 /// Two consumers do four jobs, of which they nack one first; a third comes at the end. Returns how
 /// many calls each of the first two made.
-async fn story(kind: Kind, what: &str, plan: impl Fn(&Faulty<Embedded>, &Faulty<Embedded>)) -> (u64, u64) {
+async fn story(
+    kind: Kind,
+    what: &str,
+    plan: impl Fn(&Faulty<Embedded>, &Faulty<Embedded>),
+) -> (u64, u64) {
     let (scene, what) = (Scene::new(kind, 1), format!("{kind:?}: {what}"));
     let what = what.as_str();
     for name in STORY {
@@ -255,7 +283,10 @@ async fn story(kind: Kind, what: &str, plan: impl Fn(&Faulty<Embedded>, &Faulty<
         };
         let delivery = item.unwrap().unwrap();
         scene.hold(&delivery, MS * 10).await;
-        delivery.ack().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        delivery
+            .ack()
+            .await
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
     }
     a_link.quiesce().await;
     b_link.quiesce().await;
@@ -282,7 +313,10 @@ async fn whichever_call_is_hit_by_whichever_fault_no_job_is_lost_or_held_by_two(
     ];
     for kind in KINDS {
         let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
-        assert!(a_calls >= 8 && b_calls >= 8, "claims, reads, acks: {a_calls}, {b_calls}");
+        assert!(
+            a_calls >= 8 && b_calls >= 8,
+            "claims, reads, acks: {a_calls}, {b_calls}"
+        );
         println!("{kind:?}: {a_calls} and {b_calls} calls");
         for fault in faults {
             for n in 1..=a_calls.max(b_calls) + 2 {
@@ -296,7 +330,13 @@ async fn whichever_call_is_hit_by_whichever_fault_no_job_is_lost_or_held_by_two(
 }
 
 /// What one client of a storm does until the end.
-async fn suffer(scene: Scene, client: Client, link: Faulty<Embedded>, dice: Entropy, end: Instant) -> Client {
+async fn suffer(
+    scene: Scene,
+    client: Client,
+    link: Faulty<Embedded>,
+    dice: Entropy,
+    end: Instant,
+) -> Client {
     while !scene.clock().has_passed(end) {
         let slots = 1 + dice.u64() as usize % 3;
         let queue = client.queue("q").consumer(slots).max_attempts(1_000);
@@ -404,7 +444,9 @@ fn in_seeded_storms_no_job_is_lost_or_held_by_two_and_all_are_done() {
             claims > seeds as usize * 60,
             "{kind:?}: {claims} claims in {seeds} storms: nothing came twice"
         );
-        println!("{kind:?}: {seeds} storms of 40 s: {claims} claims, all jobs done, none held by two");
+        println!(
+            "{kind:?}: {seeds} storms of 40 s: {claims} claims, all jobs done, none held by two"
+        );
     }
 }
 
@@ -534,7 +576,9 @@ async fn an_ack_or_a_nack_dropped_after_its_first_poll_is_done_in_the_background
                             tokio::time::sleep(MS).await;
                         }
                     };
-                    tokio::time::timeout(MS * 500, done).await.expect("in the background");
+                    tokio::time::timeout(MS * 500, done)
+                        .await
+                        .expect("in the background");
                 } else {
                     let again = take(&mut consumer).await;
                     assert_eq!(again.attempt(), 2);
@@ -590,7 +634,10 @@ async fn a_thousand_nacks_change_neither_the_job_nor_its_place() {
         assert_eq!((delivery.id().as_str(), delivery.attempt()), ("b", attempt));
         delivery.nack().await.unwrap();
     }
-    assert_eq!(scene.store.node(&key("/_queues/q/jobs/b")).await.unwrap(), before);
+    assert_eq!(
+        scene.store.node(&key("/_queues/q/jobs/b")).await.unwrap(),
+        before
+    );
     for name in ["b", "a"] {
         let delivery = take(&mut consumer).await;
         assert_eq!(delivery.id().as_str(), name);

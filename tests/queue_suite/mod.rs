@@ -578,7 +578,11 @@ pub(crate) async fn bad_options_are_refused_before_anything_is_sent(world: World
 
 pub(crate) async fn a_worker_does_jobs_retries_failures_and_buries_poison(world: World) {
     let client = world.client();
-    push_all(&client, ["good", "panics", "fails", "once"].map(String::from)).await;
+    push_all(
+        &client,
+        ["good", "panics", "fails", "once"].map(String::from),
+    )
+    .await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = client.queue("q").worker();
     let worker = worker.concurrency(2).max_attempts(3);
@@ -603,11 +607,21 @@ pub(crate) async fn a_worker_does_jobs_retries_failures_and_buries_poison(world:
     soon("all ends", all).await;
     stop.send(()).unwrap();
     let report = soon("the worker", running).await.unwrap().unwrap();
-    assert_eq!((report.acked, report.nacked, report.dead), (2, 5, 2), "{report:?}");
+    assert_eq!(
+        (report.acked, report.nacked, report.dead),
+        (2, 5, 2),
+        "{report:?}"
+    );
     assert_eq!((report.lost, report.running), (0, 0), "{report:?}");
     let dead = "dead 3 given up after 3 deliveries: ";
-    assert_eq!(state(&client, "panics").await.unwrap(), format!("{dead}panicked: on purpose, 3"));
-    assert_eq!(state(&client, "fails").await.unwrap(), format!("{dead}no luck, 3"));
+    assert_eq!(
+        state(&client, "panics").await.unwrap(),
+        format!("{dead}panicked: on purpose, 3")
+    );
+    assert_eq!(
+        state(&client, "fails").await.unwrap(),
+        format!("{dead}no luck, 3")
+    );
     assert!(consumers(&client).await.is_empty());
 }
 
@@ -640,7 +654,10 @@ pub(crate) async fn a_worker_that_is_stopped_ends_what_it_has_begun(world: World
     });
     soon("the notice", closing).await.unwrap();
     tokio::time::sleep(MOMENT).await;
-    assert!(!running.is_finished() && !shutdown.is_finished(), "two jobs are under way");
+    assert!(
+        !running.is_finished() && !shutdown.is_finished(),
+        "two jobs are under way"
+    );
     go.add_permits(6);
     let report = soon("the worker", running).await.unwrap().unwrap();
     assert_eq!((report.acked, report.lost), (2, 0), "{report:?}");

@@ -182,7 +182,10 @@ fn a_slot_is_free_when_the_view_shows_the_end_of_the_claim() {
     assert!(!rig.machine.settling(&id, nonce), "once");
     rig.machine.acked(&id);
     assert!(rig.wants().is_empty());
-    let done = Register::Done { attempts: 1, claim: nonce };
+    let done = Register::Done {
+        attempts: 1,
+        claim: nonce,
+    };
     rig.state("a", &done);
     assert_eq!(rig.claims(), ["b"]);
 }
@@ -193,7 +196,15 @@ fn a_claim_that_names_what_was_seen_counts_the_attempts() {
     let job = rig.job("a");
     let index = rig.state("a", &ready(4, Duration::ZERO));
     let wants = rig.wants();
-    let [Want::Claim { job: read, from, to, .. }] = &wants[..] else {
+    let [
+        Want::Claim {
+            job: read,
+            from,
+            to,
+            ..
+        },
+    ] = &wants[..]
+    else {
         panic!("{wants:?}");
     };
     let register = Some(ready(4, Duration::ZERO));
@@ -226,7 +237,13 @@ fn a_claim_is_free_once_its_consumer_is_not_in_the_view() {
     rig.delete(&format!("consumers/{}", tag(2)));
     let wants = rig.wants();
     assert!(
-        matches!(&wants[..], [Want::Claim { to: Register::Claimed { attempts: 4, .. }, .. }]),
+        matches!(
+            &wants[..],
+            [Want::Claim {
+                to: Register::Claimed { attempts: 4, .. },
+                ..
+            }]
+        ),
         "{wants:?}"
     );
 }
@@ -237,7 +254,16 @@ fn what_has_failed_too_often_is_given_up() {
     rig.job("a");
     rig.state("a", &claimed(3, 9, 1));
     let wants = rig.wants();
-    let [Want::Write { to: Register::Dead { attempts: 3, reason }, .. }] = &wants[..] else {
+    let [
+        Want::Write {
+            to: Register::Dead {
+                attempts: 3,
+                reason,
+            },
+            ..
+        },
+    ] = &wants[..]
+    else {
         panic!("{wants:?}");
     };
     assert_eq!(reason, "given up after 3 deliveries");
@@ -266,7 +292,13 @@ fn consumers_with_views_of_different_age_agree_whose_a_job_is() {
             let number = to.nonce();
             rig.state(id.as_str(), &claimed(1, number, 5));
             rig.step();
-            rig.state(id.as_str(), &Register::Done { attempts: 1, claim: 5 });
+            rig.state(
+                id.as_str(),
+                &Register::Done {
+                    attempts: 1,
+                    claim: 5,
+                },
+            );
             rig.step();
             rig.delete(&format!("jobs/{id}"));
             rig.step();
@@ -297,14 +329,21 @@ fn an_assignment_that_passes_goes_to_another_and_the_sleeper_gets_none_until_it_
     assert_eq!(mine.len() + more.len(), 5, "as many as there are slots");
     // It was only slow: it shows itself, and takes part again.
     let last = ["a", "b", "c", "d", "e", "f"];
-    let last = last.iter().find(|it| !mine.iter().chain(&more).any(|own| own == *it));
+    let last = last
+        .iter()
+        .find(|it| !mine.iter().chain(&more).any(|own| own == *it));
     rig.state(last.unwrap(), &claimed(1, 2, 9));
     rig.step();
     for name in ["g", "h", "i"] {
         rig.job(name);
     }
     assert!(rig.wants().is_empty());
-    let theirs = rig.machine.assigned.values().filter(|it| it.to == tag(2)).count();
+    let theirs = rig
+        .machine
+        .assigned
+        .values()
+        .filter(|it| it.to == tag(2))
+        .count();
     assert_eq!(theirs, 3);
 }
 
@@ -352,7 +391,13 @@ fn a_claim_without_an_answer_that_comes_late_is_a_stray() {
     assert!(rig.wants().is_empty(), "not at once again");
     rig.state("a", to);
     let wants = rig.wants();
-    assert!(matches!(&wants[..], [Want::Write { to: Register::Ready { attempts: 0, .. }, .. }]));
+    assert!(matches!(
+        &wants[..],
+        [Want::Write {
+            to: Register::Ready { attempts: 0, .. },
+            ..
+        }]
+    ));
 }
 
 #[test]
@@ -382,7 +427,14 @@ fn a_claim_that_another_changes_is_lost_and_an_older_change_means_nothing() {
     let mut rig = Rig::new(1);
     rig.job("a");
     let wants = rig.wants();
-    let [Want::Claim { id, to: Register::Claimed { claim, .. }, .. }] = &wants[..] else {
+    let [
+        Want::Claim {
+            id,
+            to: Register::Claimed { claim, .. },
+            ..
+        },
+    ] = &wants[..]
+    else {
         panic!("{wants:?}");
     };
     // The answer is here before the changes that led to it.
@@ -418,7 +470,12 @@ fn a_snapshot_shows_losses_too() {
     rig.job("a");
     let (_, nonce, _) = rig.hold();
     let (index, time) = (at(rig.index + 9), rig.time());
-    let card = Node::file(key(&format!("consumers/{}", tag(1))), "{\"slots\":1}", at(2), at(2));
+    let card = Node::file(
+        key(&format!("consumers/{}", tag(1))),
+        "{\"slots\":1}",
+        at(2),
+        at(2),
+    );
     let view = store::View::new(index, vec![card]);
     rig.machine.snapshot(&paths().root, view, time);
     assert_eq!(rig.step().lost, [nonce]);
@@ -434,7 +491,10 @@ fn what_i_have_ended_is_not_looked_at_before_the_view_shows_it() {
     rig.finish(&id, Outcome::Written(at(rig.index + 2)));
     assert!(rig.wants().is_empty());
     rig.job("b");
-    assert!(rig.wants().is_empty(), "the slot is still taken in the view");
+    assert!(
+        rig.wants().is_empty(),
+        "the slot is still taken in the view"
+    );
     rig.state("a", &ready(1, Duration::ZERO));
     assert_eq!(rig.claims(), ["a"]);
 }
@@ -443,7 +503,13 @@ fn what_i_have_ended_is_not_looked_at_before_the_view_shows_it() {
 fn a_job_that_is_done_is_deleted_by_others_only_after_a_while() {
     let mut rig = Rig::new(1);
     let index = rig.job("a");
-    rig.state("a", &Register::Done { attempts: 1, claim: 3 });
+    rig.state(
+        "a",
+        &Register::Done {
+            attempts: 1,
+            claim: 3,
+        },
+    );
     let wake = rig.step().wake.unwrap();
     let wait = wake.since(rig.time().now);
     assert!(wait >= FINISHED && wait <= FINISHED * 2, "{wait:?}");
@@ -462,9 +528,21 @@ fn a_job_that_is_done_is_deleted_by_others_only_after_a_while() {
 fn a_done_register_without_a_job_is_not_kept() {
     let mut rig = Rig::new(1);
     rig.job("a");
-    rig.state("a", &Register::Done { attempts: 1, claim: 3 });
+    rig.state(
+        "a",
+        &Register::Done {
+            attempts: 1,
+            claim: 3,
+        },
+    );
     rig.delete("jobs/a");
-    rig.state("b", &Register::Done { attempts: 1, claim: 3 });
+    rig.state(
+        "b",
+        &Register::Done {
+            attempts: 1,
+            claim: 3,
+        },
+    );
     for name in ["a", "b"] {
         assert_eq!(rig.machine.view.class(&JobId::of_node(name)), None);
     }
@@ -476,8 +554,17 @@ fn a_job_that_comes_after_its_end_is_finished_when_that_is_found_out() {
     rig.job("a");
     let id = JobId::of_node("a");
     assert_eq!(rig.claims(), ["a"]);
-    let register = Some(Register::Done { attempts: 1, claim: 3 });
-    rig.finish(&id, Outcome::IsDone(Seen { register, index: at(2) }));
+    let register = Some(Register::Done {
+        attempts: 1,
+        claim: 3,
+    });
+    rig.finish(
+        &id,
+        Outcome::IsDone(Seen {
+            register,
+            index: at(2),
+        }),
+    );
     assert_eq!(rig.machine.view.class(&id), Some(Class::Finished));
     assert!(rig.wants().is_empty());
 }
@@ -535,4 +622,145 @@ fn what_is_no_register_sets_its_job_aside() {
     assert!(rig.wants().is_empty());
     rig.put("state/a", "ready 0 0");
     assert_eq!(rig.claims(), ["a"]);
+}
+
+/// Several machines, each as far in one log as it likes, and a store that compares and swaps.
+struct Race {
+    rigs: Vec<Rig>,
+    /// How far each has read.
+    read: Vec<usize>,
+    log: Vec<(String, Option<String>)>,
+    states: BTreeMap<String, (String, Index)>,
+    dice: fastrand::Rng,
+    /// Claims that wait to be acked: by whom, of what.
+    running: Vec<(usize, JobId, u64)>,
+    claims: usize,
+    conflicts: usize,
+    acks: usize,
+}
+
+impl Race {
+    fn new(seed: u64) -> Self {
+        Self {
+            rigs: Vec::new(),
+            read: Vec::new(),
+            log: Vec::new(),
+            states: BTreeMap::new(),
+            dice: fastrand::Rng::with_seed(seed),
+            running: Vec::new(),
+            claims: 0,
+            conflicts: 0,
+            acks: 0,
+        }
+    }
+
+    /// Another consumer comes, and reads all there is first.
+    fn join(&mut self, slots: usize) {
+        let number = self.rigs.len() as u64 + 1;
+        let mut rig = Rig::new(slots);
+        rig.delete(&format!("consumers/{}", tag(1)));
+        rig.machine.unregistered();
+        rig.entropy = Entropy::seeded(number);
+        rig.index = 10;
+        self.rigs.push(rig);
+        self.read.push(0);
+        let card = format!("{{\"slots\": {slots}}}");
+        self.log
+            .push((format!("consumers/{}", tag(number)), Some(card)));
+        let index = at(self.log.len() as u64 + 10);
+        let who = self.rigs.len() - 1;
+        self.rigs[who].machine.registered(tag(number), index);
+        // As a snapshot does: no step in between.
+        while self.read[who] < self.log.len() {
+            self.tell(who);
+        }
+    }
+
+    fn tell(&mut self, who: usize) {
+        let (rest, value) = self.log[self.read[who]].clone();
+        self.read[who] += 1;
+        match value {
+            Some(value) => drop(self.rigs[who].put(&rest, &value)),
+            None => drop(self.rigs[who].delete(&rest)),
+        }
+    }
+
+    fn write(&mut self, id: &JobId, to: &Register) -> Index {
+        self.log.push((format!("state/{id}"), Some(to.to_string())));
+        let index = at(self.log.len() as u64 + 10);
+        self.states.insert(id.to_string(), (to.to_string(), index));
+        index
+    }
+
+    /// One consumer looks at one change, or one job is done.
+    fn turn(&mut self) {
+        if !self.running.is_empty() && self.dice.u32(..4) == 0 {
+            let (who, id, nonce) = self.running.remove(self.dice.usize(..self.running.len()));
+            assert!(self.rigs[who].machine.settling(&id, nonce));
+            let index = self.write(
+                &id,
+                &Register::Done {
+                    attempts: 1,
+                    claim: nonce,
+                },
+            );
+            self.rigs[who].finish(&id, Outcome::Written(index));
+            self.acks += 1;
+        }
+        let who = self.dice.usize(..self.rigs.len());
+        if self.read[who] < self.log.len() {
+            self.tell(who);
+        }
+        for want in self.rigs[who].wants() {
+            let Want::Claim {
+                id, from: None, to, ..
+            } = want
+            else {
+                panic!("{want:?}");
+            };
+            self.claims += 1;
+            if let Some((_, index)) = self.states.get(id.as_str()) {
+                self.conflicts += 1;
+                let outcome = Outcome::Written(*index);
+                self.rigs[who].finish(&id, outcome);
+                continue;
+            }
+            let Register::Claimed { claim, .. } = to else {
+                panic!("{to:?}");
+            };
+            let index = self.write(&id, &to);
+            assert!(self.rigs[who].machine.claimed(&id, claim, index));
+            self.running.push((who, id, claim));
+        }
+    }
+}
+
+#[test]
+fn consumers_that_came_at_different_times_soon_agree() {
+    for (seed, slots) in [(1, 1), (2, 1), (3, 1), (4, 3), (5, 3), (6, 8)] {
+        let mut race = Race::new(seed);
+        for number in 0..2_000 {
+            race.log
+                .push((format!("jobs/{number:05}"), Some("x".into())));
+        }
+        for _ in 0..5 {
+            race.join(slots);
+            for _ in 0..race.dice.usize(..200) {
+                race.turn();
+            }
+        }
+        let (early, acks) = (race.conflicts, race.acks);
+        while race.acks < 1_900 {
+            race.turn();
+        }
+        let late = race.conflicts - early;
+        let jobs = race.acks - acks;
+        println!(
+            "seed {seed}, {slots} slots: {early} conflicts at first, then {late} in {jobs} jobs"
+        );
+        assert!(
+            late * 50 <= jobs,
+            "seed {seed}: {late} conflicts in {jobs} jobs"
+        );
+    }
 }

@@ -243,7 +243,8 @@ where
     /// Does one job and ends its delivery.
     async fn done(self: Arc<Self>, delivery: Delivery) -> End {
         let job = delivery.job();
-        let doing = AssertUnwindSafe(async { (self.handler)(job).await.map_err(|it| it.to_string()) });
+        let doing =
+            AssertUnwindSafe(async { (self.handler)(job).await.map_err(|it| it.to_string()) });
         let reason = match delivery.run(doing.catch_unwind()).await {
             Ok(Ok(Ok(()))) => {
                 return match delivery.settle(Ending::Ack).await {
