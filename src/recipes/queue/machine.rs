@@ -7,8 +7,9 @@
 //! free slot that has the highest hash with it, and stays with it. A slot is free when *the view*
 //! shows neither a claim nor an assignment in it. So consumers whose views are of different age
 //! still agree on each assignment, and nobody races for the head. What is not the same for all is
-//! when they came and what time it is; then two may claim one job, one of them fails, and the next
-//! changes make their views agree again.
+//! when they came and what time it is; then two may claim one job, and one of them fails. Whoever
+//! sees a claim of a consumer that it had not expected forgets what it thought of that consumer,
+//! so their views soon agree again.
 //!
 //! Whoever lets an assignment pass (stopped, draining, slow) loses it, and gets no other until the
 //! view shows a claim of it. Nobody counts itself out: the others do that.
@@ -41,6 +42,8 @@ const FINISHED: Duration = Duration::from_secs(2);
 const ORPHAN: Duration = Duration::from_secs(600);
 /// For how long a job is left alone after a failure that the view does not explain.
 const DOUBT: Duration = Duration::from_secs(1);
+/// For how long after one that will not pass.
+const ASIDE: Duration = Duration::from_secs(60);
 
 /// A consumer's mind.
 #[derive(Debug)]
@@ -84,8 +87,11 @@ enum Mine {
     Tidying,
     /// Done; the view does not show it before this index.
     Until(Index),
-    /// Failed. To be let alone until then, or until its register changes.
+    /// Failed. To be let alone until then, or until it changes.
     Doubt(Instant),
+    /// The store refuses to do anything about it, for a reason that will not pass. To be let alone
+    /// until then, or until it changes; nobody waits for it.
+    Aside(Instant),
 }
 
 /// What is to be done.
@@ -122,6 +128,8 @@ pub(super) enum Outcome {
     IsDone(Seen),
     /// The store did not do it, or nobody knows.
     Failed,
+    /// The store refuses, and will refuse again.
+    Stuck,
 }
 
 /// What there is to do, and when to look again.
@@ -244,6 +252,7 @@ impl Machine {
                 None
             }
             Outcome::Failed => Some(doubt),
+            Outcome::Stuck => Some(Mine::Aside(time.now + ASIDE)),
         };
         match next {
             Some(mine) => drop(self.mine.insert(id.clone(), mine)),
@@ -265,7 +274,7 @@ impl Machine {
         };
         self.mine.retain(|_, mine| match mine {
             Mine::Until(until) => *until > index,
-            Mine::Doubt(until) => *until > time.now,
+            Mine::Doubt(until) | Mine::Aside(until) => *until > time.now,
             _ => true,
         });
         let ripe = self.view.ripen(time);
@@ -277,7 +286,7 @@ impl Machine {
             self.claim(me, time.now, entropy, &mut step);
         }
         let doubts = self.mine.values().filter_map(|mine| match mine {
-            Mine::Doubt(until) => Some(*until),
+            Mine::Doubt(until) | Mine::Aside(until) => Some(*until),
             _ => None,
         });
         if let Some(until) = doubts.min() {
@@ -298,6 +307,10 @@ impl Machine {
         }) = register
         {
             self.passive.remove(consumer);
+            if self.assigned.get(id).is_none_or(|it| it.to != *consumer) {
+                // It does not see what I see, so it will not do what I think.
+                self.assigned.retain(|_, it| it.to != *consumer);
+            }
             if let Some(since) = self.unseen.remove(claim) {
                 let took = time.now.since(since);
                 self.echo = took.max(self.echo - self.echo / 8);
@@ -308,7 +321,7 @@ impl Machine {
                 self.lost.push(*nonce);
                 self.mine.remove(id);
             }
-            Some(Mine::Doubt(_)) => drop(self.mine.remove(id)),
+            Some(Mine::Doubt(_) | Mine::Aside(_)) => drop(self.mine.remove(id)),
             _ => {}
         }
     }
@@ -400,9 +413,11 @@ impl Machine {
                 self.passive.insert(assignment.to);
             }
         }
-        let (view, passive) = (&self.view, &self.passive);
+        let (view, passive, mine) = (&self.view, &self.passive, &self.mine);
+        let is_aside = |id: &JobId| matches!(mine.get(id), Some(Mine::Aside(_)));
         self.assigned.retain(|id, it| {
             view.class(id) == Some(Class::Open)
+                && !is_aside(id)
                 && consumers.contains_key(&it.to)
                 && !passive.contains(&it.to)
         });
@@ -422,7 +437,7 @@ impl Machine {
             if free.is_empty() {
                 break;
             }
-            if self.assigned.contains_key(id) {
+            if self.assigned.contains_key(id) || is_aside(id) {
                 continue;
             }
             let Some(to) = self.chosen(id, free.keys().copied()) else {
