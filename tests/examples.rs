@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tenure::runtime::Clock;
@@ -22,8 +23,18 @@ const EXAMPLES: [&str; 6] = [
     "workers",
 ];
 
-/// Where cargo has put it: beside the directory of this test.
+/// Where cargo puts it: beside the directory of this test. Built first, because a test alone does not
+/// bring it up to date.
 fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--all-features", "--examples"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(built.unwrap().success(), "the examples do not build");
+    });
     let here = std::env::current_exe().unwrap();
     let dir = here.parent().unwrap().parent().unwrap().join("examples");
     dir.join(name)
@@ -34,9 +45,7 @@ fn runs(name: &str, url: Option<&str>) {
         .args(url)
         .stdout(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| {
-            panic!("the example {name}: {error}; `cargo build --examples` makes it")
-        });
+        .unwrap_or_else(|error| panic!("the example {name}: {error}"));
     let clock = Clock::boot();
     let limit = clock.now() + LONG;
     let status = loop {
