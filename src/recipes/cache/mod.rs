@@ -297,7 +297,8 @@ impl<T: Send + Sync + 'static> CacheBuilder<T> {
     ///
     /// It is written after changes, at most once a second, each 5 min without changes, and when the
     /// cache ends; aside, synced, and moved into place, for its owner only. A file that is damaged,
-    /// of another prefix or of a later version is not taken: see [`Cache::disk_error`].
+    /// of another prefix or of a later version is not taken, and a write that fails is tried again
+    /// after 30 s: see [`Cache::disk_error`].
     pub fn disk(mut self, path: impl Into<PathBuf>) -> Self {
         self.disk = Some(path.into());
         self
