@@ -108,7 +108,7 @@ use crate::runtime::Clock;
 ///
 /// let config = client
 ///     .cache("/config")
-///     .decode(|_, value| std::str::from_utf8(value)?.parse::<u32>().map_err(Box::<dyn std::error::Error + Send + Sync>::from))
+///     .decode(|_, value| String::from_utf8_lossy(value).parse::<u32>())
 ///     .start()?;
 /// config.synced().await?;
 /// assert_eq!(config.get("limit").as_deref(), Some(&10));
