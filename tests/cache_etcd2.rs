@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Runtime;
@@ -91,7 +92,7 @@ async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_
     etcd.stop();
     is(&cache, CacheState::Stale).await;
     assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    assert!(cache.age().unwrap() > std::time::Duration::ZERO);
+    assert!(cache.age().unwrap() > Duration::ZERO);
     etcd.restart();
     is(&cache, CacheState::Live).await;
     let index = writer(&etcd).set("a", "2").await;
@@ -101,6 +102,29 @@ async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_
         (1, 1),
         "nothing but the first list"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_falls_silent_makes_it_stale_and_loses_nothing() {
+    let etcd = Etcd::start();
+    writer(&etcd).set("a", "1").await;
+    let proxy = Proxy::start(([127, 0, 0, 1], etcd.client_port()).into());
+    let proxy = proxy.await.unwrap();
+    let store = Etcd2::builder(proxy.url())
+        .watchdog_period(Duration::from_millis(300))
+        .watch_patience(Duration::from_secs(1));
+    let client = Client::new(store.build().unwrap());
+    let cache = suite::started(&client).await;
+    let mut follower = Follower::new(&cache);
+    proxy.silence().await;
+    let index = writer(&etcd).set("a", "2").await;
+    is(&cache, CacheState::Stale).await;
+    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
+    assert!(cache.age().unwrap() >= Duration::from_secs(1));
+    proxy.heal().await;
+    follower.follow_to(index).await;
+    is(&cache, CacheState::Live).await;
+    assert_eq!((follower.updates, follower.resyncs), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -125,6 +125,13 @@ pub(crate) async fn lost_history_is_one_diff_that_leads_to_what_is_there(world: 
     let next = writer.set("k1", "after").await;
     follower.follow_to(next).await;
     assert_eq!((follower.updates, follower.resyncs), (1, 1));
+    // By the watch, as before: nothing is asked again and again.
+    let calls = (link.calls(Call::Get), link.calls(Call::Watch));
+    for round in 0..20 {
+        let next = writer.set("k1", format!("{round}")).await;
+        follower.follow_to(next).await;
+    }
+    assert_eq!((link.calls(Call::Get), link.calls(Call::Watch)), calls);
 }
 
 pub(crate) async fn a_deletion_with_a_new_creation_is_seen_also_without_history(world: World) {

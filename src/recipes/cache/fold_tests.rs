@@ -171,6 +171,7 @@ fn a_new_list_shares_what_is_the_same_and_sees_what_was_created_again() {
         file("refreshed", "v", 5, 5),
         file("same", "v", 6, 6),
         file("set", "v", 7, 7),
+        file("z-gone", "v", 7, 8),
     ];
     let mut rig = Rig::listed(9, nodes);
     let before = rig.0.state.entries.clone();
@@ -196,7 +197,8 @@ fn a_new_list_shares_what_is_the_same_and_sees_what_was_created_again() {
             ("again", true),
             ("gone", false),
             ("new", true),
-            ("set", true)
+            ("set", true),
+            ("z-gone", false)
         ]
     );
     assert!(Arc::ptr_eq(

@@ -108,7 +108,7 @@ use crate::runtime::Clock;
 ///
 /// let config = client
 ///     .cache("/config")
-///     .decode(|_, value| std::str::from_utf8(value)?.parse::<u32>().map_err(Box::<dyn std::error::Error + Send + Sync>::from))
+///     .decode(|_, value| String::from_utf8_lossy(value).parse::<u32>())
 ///     .start()?;
 /// config.synced().await?;
 /// assert_eq!(config.get("limit").as_deref(), Some(&10));
@@ -297,7 +297,8 @@ impl<T: Send + Sync + 'static> CacheBuilder<T> {
     ///
     /// It is written after changes, at most once a second, each 5 min without changes, and when the
     /// cache ends; aside, synced, and moved into place, for its owner only. A file that is damaged,
-    /// of another prefix or of a later version is not taken: see [`Cache::disk_error`].
+    /// of another prefix or of a later version is not taken, and a write that fails is tried again
+    /// after 30 s: see [`Cache::disk_error`].
     pub fn disk(mut self, path: impl Into<PathBuf>) -> Self {
         self.disk = Some(path.into());
         self

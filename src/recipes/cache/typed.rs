@@ -25,6 +25,9 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A file without news is written again after this long, so that it tells that it is still right.
 const SAVE_AGAIN: Duration = Duration::from_secs(300);
 
+/// After how long a write that failed is tried again.
+const SAVE_RETRY: Duration = Duration::from_secs(30);
+
 /// Makes a value of what is stored; says why it cannot.
 pub(super) type Decoder<T> =
     dyn Fn(&Key, &Bytes) -> Result<T, Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
@@ -274,6 +277,7 @@ impl<T: Send + Sync + 'static> Typed<T> {
             tracing::warn!(target: "tenure::cache", %error, "not kept");
             if let Some(disk) = &mut self.disk {
                 disk.news = true;
+                disk.saved = Some(self.runtime.clock.now() + (SAVE_RETRY - SAVE_EVERY));
             }
         }
         self.state.health.disk_error = outcome.err();
