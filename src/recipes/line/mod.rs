@@ -3,9 +3,10 @@
 //! One [`Line`] per directory and client: a task that shares one view of the line between all
 //! tickets of this process. [`machine`] decides what to read and watch and who is admitted;
 //! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left.
+//! nothing of it is left, and [`leave`] how it is given up.
 
 mod driver;
+mod leave;
 mod machine;
 mod ticket;
 
