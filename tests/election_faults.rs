@@ -9,12 +9,14 @@
 //! within the bound.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::future::IntoFuture;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tenure::embedded::Embedded;
-use tenure::runtime::{Clock, Entropy, Instant, Runtime};
+use tenure::runtime::{Clock, Entropy, Instant, Runtime, TimeSource};
 use tenure::testkit::{Fault, Faulty, Odds, cancel_after};
 use tenure::{Client, ErrorKind, Key, Leader, Leadership, Store, StoreExt, Ttl};
 use tokio::task::JoinSet;
@@ -274,6 +276,63 @@ async fn whichever_call_is_hit_by_whichever_fault_one_leads_and_nothing_is_left(
                 story(kind, &what, |_, b| b.nth_of_all(n, fault)).await;
             }
         }
+    }
+}
+
+/// A machine whose wall clock is five minutes off, another way at each look.
+#[derive(Debug)]
+struct WrongWall {
+    clock: Clock,
+    looks: AtomicU64,
+}
+
+impl TimeSource for WrongWall {
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn wall(&self) -> Duration {
+        let minutes = [1_000, 1_005, 995];
+        let look = self.looks.fetch_add(1, Ordering::SeqCst) as usize;
+        self.clock.wall() + Duration::from_secs(60) * minutes[look % minutes.len()]
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wall_clocks_that_are_wrong_decide_nothing() {
+    for kind in KINDS {
+        let mut scene = Scene::new(kind, 1);
+        let right = scene.client(1).0;
+        scene.runtime.clock = Clock::from_source(WrongWall {
+            clock: scene.clock().clone(),
+            looks: AtomicU64::new(0),
+        });
+        let (wrong, link) = scene.client(2);
+        let mut terms = Vec::new();
+        for turn in 0..6 {
+            let clients = [&right, &wrong];
+            let (leads, waits) = (clients[turn % 2], clients[(turn + 1) % 2]);
+            let leadership = leads.election("a").campaign("0").await.unwrap();
+            let next = tokio::spawn(waits.election("a").campaign("0").into_future());
+            while leads.election("a").candidates().await.unwrap().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            scene.clock().sleep(TTL * 2).await;
+            assert!(leadership.is_held() && !next.is_finished(), "{kind:?}");
+            terms.push(leadership.token());
+            let cut = scene.clock().now();
+            if turn == 5 {
+                link.set_down(true);
+            } else {
+                leadership.resign().await.unwrap();
+            }
+            let won = next.await.unwrap().unwrap();
+            let took = scene.clock().now().since(cut);
+            assert!(took <= if turn == 5 { TTL } else { TTL / 10 }, "{took:?}");
+            terms.push(won.token());
+            won.resign().await.unwrap();
+        }
+        assert!(terms.is_sorted_by(|one, two| one < two), "{terms:?}");
     }
 }
 

@@ -43,6 +43,7 @@
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
 //! | held longer than 250 ms, or waiting, each TTL/2 | 0 | 1 | 1 |
+//! | the first time for a session, after 250 ms: [who it is](crate::Client::who) | 1 | 1 | 1 |
 //!
 //! A lock held longer than 250 ms has its own key watched: one idle connection on etcd v2, for
 //! up to 64 locks of a client; beyond that a deletion by force is noticed at the next renewal.

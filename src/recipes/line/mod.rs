@@ -3,10 +3,11 @@
 //! One [`Line`] per directory and client: a task that shares one view of the line between all
 //! tickets of this process. [`machine`] decides what to read and watch and who is admitted;
 //! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left. Who is admitted is the line's [`Rule`]; that of [`shared`] lines has a
-//! machine and a driver of its own.
+//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! that of [`shared`] lines has a machine and a driver of its own.
 
 mod driver;
+mod leave;
 mod machine;
 mod newcomers;
 mod rule;

@@ -5,11 +5,11 @@
 //!   └── dropped ───────┴──▶ the janitor takes it back
 //! ```
 //!
-//! The tag exists, and dropping the ticket is already safe, before the first await.
+//! The tag exists, and dropping the ticket is already safe, before the first await. How a place is
+//! given up is in [`leave`](super::leave).
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -19,24 +19,22 @@ use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
-use crate::session::{Chore, Loss, Session, Term};
-use crate::store::{
-    Append, Appended, Expiry, Freshness, Get, Naming, Node, View, Withdraw, Withdrawn,
-};
+use crate::session::{Loss, Session, Term};
+use crate::store::{Append, Appended, Expiry, Freshness, Get, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
 const APPENDS: usize = 3;
 
 /// A place in a line. Dropping it gives the place up.
 pub(crate) struct Ticket {
-    core: Arc<Core>,
-    line: Arc<Line>,
-    session: Session,
-    tag: Tag,
-    state: State,
+    pub(super) core: Arc<Core>,
+    pub(super) line: Arc<Line>,
+    pub(super) session: Session,
+    pub(super) tag: Tag,
+    pub(super) state: State,
 }
 
-enum State {
+pub(super) enum State {
     /// The append may or may not have been sent.
     Armed,
     /// The append is known to have made a node.
@@ -45,16 +43,16 @@ enum State {
     Disarmed,
 }
 
-struct Seat {
-    node: Node,
-    position: Position,
-    term: Arc<Term>,
+pub(super) struct Seat {
+    pub(super) node: Node,
+    pub(super) position: Position,
+    pub(super) term: Arc<Term>,
     /// The line at or after the append, as far as it is known.
     known: Option<View>,
     /// The limit that it was admitted under.
     limit: Option<u32>,
     /// Whether the line's task knows of this ticket.
-    joined: bool,
+    pub(super) joined: bool,
 }
 
 impl Ticket {
@@ -307,42 +305,6 @@ impl Ticket {
         self.tag
     }
 
-    /// Gives the place up and reports.
-    ///
-    /// # Errors
-    /// `Lost` when it had been lost before; otherwise what the last attempt failed with. Attempts
-    /// go on until the term is over; what is left then is the janitor's.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves the rest to the janitor.
-    pub(crate) async fn release(mut self) -> Result<()> {
-        let term = self.term()?.clone();
-        term.check()?;
-        self.step_back();
-        let mut pause = Duration::from_millis(10);
-        loop {
-            // It compares with our own tag, so a repeated or a late one harms nobody.
-            let error = match self.core.store.withdraw(self.withdrawal()).await {
-                Ok(withdrawn) => {
-                    self.released(withdrawn);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let may_pass = error.is_transient() || error.is_ambiguous();
-            if !may_pass || term.check().is_err() {
-                return Err(error);
-            }
-            tracing::debug!(target: "tenure::line", dir = %self.line.dir(), %error, "release failed");
-            self.core
-                .runtime
-                .clock
-                .sleep(self.core.runtime.entropy.jitter(pause))
-                .await;
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
-    }
-
     /// Sends the append, once.
     async fn append(&mut self, body: &Bytes, sent: Instant) -> Result<()> {
         let expiry = Expiry::With(self.session.lease());
@@ -453,39 +415,6 @@ impl Ticket {
         })
     }
 
-    fn withdrawal(&self) -> Withdraw {
-        let dir = self.line.dir().clone();
-        let withdraw = Withdraw::new(dir, self.tag, Naming::Ticket).lease(self.session.lease());
-        match &self.state {
-            // A value that it had before, or will have, costs another look: it is found by its tag.
-            State::InLine(Seat { node, term, .. }) => withdraw.node(Node {
-                value: term.value(),
-                ..node.clone()
-            }),
-            State::Armed | State::Disarmed => withdraw,
-        }
-    }
-
-    /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
-    fn step_back(&self) {
-        if let State::InLine(seat) = &self.state {
-            self.session.detach(&seat.node.key);
-            if seat.joined {
-                self.line.leaving(seat.position.clone());
-            }
-        }
-    }
-
-    /// Nothing is left of it in the store.
-    fn released(&mut self, withdrawn: Withdrawn) {
-        self.core.saw(withdrawn.index);
-        if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)
-            && seat.joined
-        {
-            self.line.left(seat.position, withdrawn);
-        }
-    }
-
     fn seat(&self) -> Result<&Seat> {
         match &self.state {
             State::InLine(seat) => Ok(seat),
@@ -508,33 +437,6 @@ fn given_up(error: Error) -> Error {
         kind => kind,
     };
     error.into_kind(kind, "what the append may have made is being taken back")
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let withdraw = self.withdrawal();
-        self.step_back();
-        let joined = match std::mem::replace(&mut self.state, State::Disarmed) {
-            State::Disarmed => return,
-            State::Armed => None,
-            State::InLine(seat) => seat.joined.then_some(seat.position),
-        };
-        let (line, core) = (self.line.clone(), Arc::downgrade(&self.core));
-        let done = Box::new(move |withdrawn: Withdrawn| {
-            if let Some(core) = core.upgrade() {
-                core.saw(withdrawn.index);
-            }
-            if let Some(position) = joined {
-                line.left(position, withdrawn);
-            }
-        });
-        self.core.janitor.hand_over(Chore {
-            withdraw,
-            ttl: self.session.ttl().get(),
-            fate: self.session.fate(),
-            done,
-        });
-    }
 }
 
 impl fmt::Debug for Ticket {
