@@ -116,5 +116,5 @@ async fn sixty_four_clients_share_five_permits_through_kills_cuts_and_resizes() 
     let turns = turns.expect("each has its turn, and the line empties");
     let holds = record.check("the stress");
     println!("{turns} turns, {holds} holds, {resizes} resizes in {length:?}");
-    assert!(holds > 100, "{holds} holds are too few to mean anything");
+    assert!(holds > 64, "{holds} holds are too few to mean anything");
 }

@@ -85,6 +85,11 @@ fn it_lists_linearizably_and_watches_from_the_index_after() {
 }
 
 #[test]
+fn one_that_goes_on_from_a_read_watches_from_the_index_after() {
+    assert_eq!(Machine::after(at(7)).wants(), Want::Watch(at(8)));
+}
+
+#[test]
 fn a_watch_that_breaks_before_a_change_begins_where_it_began() {
     let mut rig = Rig::listed(7);
     assert!(rig.update(Update::Open(at(9))).is_none());

@@ -93,6 +93,18 @@ fn a_picture_older_than_the_ticket_admits_nobody() {
 }
 
 #[test]
+fn a_picture_without_a_limit_refuses_nobody_who_came_after_it() {
+    let mut machine = machine();
+    machine.join(ticket(9), index(9));
+    let nodes = vec![node(3, 1)];
+    let old = View::new(index(4), nodes);
+    machine.listed(Picture::of(Layout::Numbered, &place(), &old));
+    assert_eq!(machine.effects(), []);
+    machine.listed(picture(9, 1, &[(9, 1)]));
+    assert_eq!(machine.effects(), [admit(9, 1)]);
+}
+
+#[test]
 fn one_that_waits_follows_from_the_list_and_is_admitted_by_the_event_alone() {
     let mut machine = machine();
     machine.join(ticket(5), index(5));
