@@ -363,14 +363,16 @@ impl Machine {
     /// What others have left lying.
     fn tidy(&mut self, me: Tag, time: Time, step: &mut Step) {
         let mut wants = Vec::new();
-        for (id, since) in self.view.finished() {
-            if self.mine.contains_key(id) {
-                continue;
+        for (since, id) in self.view.finished() {
+            if time.now < *since + FINISHED {
+                step.wake_at(*since + FINISHED);
+                break;
             }
             // Not all at the same time.
             let share = (hash(me, id) >> 32) as u32;
-            let due = since + FINISHED + FINISHED.mul_f64(f64::from(share) / f64::from(u32::MAX));
+            let due = *since + FINISHED.mul_f64(1.0 + f64::from(share) / f64::from(u32::MAX));
             match self.view.job_modified(id) {
+                _ if self.mine.contains_key(id) => {}
                 Some(index) if time.now >= due => {
                     let id = id.clone();
                     wants.push(Want::DeleteJob { id, index });
@@ -378,17 +380,16 @@ impl Machine {
                 _ => step.wake_at(due),
             }
         }
-        for (id, since) in self.view.orphans() {
-            if self.mine.contains_key(id) {
-                continue;
+        for (since, id) in self.view.orphans() {
+            if time.now < *since + ORPHAN {
+                step.wake_at(*since + ORPHAN);
+                break;
             }
             // One does it; if that one does not, all do.
-            let patience = match self.chosen(id, self.view.consumers().keys().copied()) {
-                Some(chosen) if chosen == me => ORPHAN,
-                _ => ORPHAN * 2,
-            };
-            let due = since + patience;
+            let is_mine = self.chosen(id, self.view.consumers().keys().copied()) == Some(me);
+            let due = *since + if is_mine { ORPHAN } else { ORPHAN * 2 };
             match self.view.register(id) {
+                _ if self.mine.contains_key(id) => {}
                 Some(seen) if time.now >= due => {
                     let (id, index) = (id.clone(), seen.index);
                     wants.push(Want::DeleteRegister { id, index });

@@ -63,8 +63,8 @@ pub(super) struct View {
     entries: BTreeMap<JobId, Entry>,
     open: BTreeSet<Place>,
     delayed: BTreeSet<(Duration, JobId)>,
-    finished: BTreeMap<JobId, Instant>,
-    orphans: BTreeMap<JobId, Instant>,
+    finished: BTreeSet<(Instant, JobId)>,
+    orphans: BTreeSet<(Instant, JobId)>,
     /// The slots of each.
     consumers: BTreeMap<Tag, usize>,
     /// What is claimed by whom, whether they are there or not.
@@ -76,6 +76,8 @@ struct Entry {
     job: Option<Spot>,
     register: Option<Seen>,
     class: Class,
+    /// Since when it is of that class.
+    since: Instant,
 }
 
 /// Where and as what a job lies.
@@ -115,8 +117,8 @@ impl View {
             entries: BTreeMap::new(),
             open: BTreeSet::new(),
             delayed: BTreeSet::new(),
-            finished: BTreeMap::new(),
-            orphans: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            orphans: BTreeSet::new(),
             consumers: BTreeMap::new(),
             claims: BTreeMap::new(),
         }
@@ -206,14 +208,14 @@ impl View {
         self.claims.get(&consumer).unwrap_or(NONE).iter()
     }
 
-    /// The jobs that are done but there, and since when.
-    pub(super) fn finished(&self) -> impl Iterator<Item = (&JobId, Instant)> {
-        self.finished.iter().map(|(id, since)| (id, *since))
+    /// The jobs that are done but there, and since when: the longest first.
+    pub(super) fn finished(&self) -> impl Iterator<Item = &(Instant, JobId)> {
+        self.finished.iter()
     }
 
-    /// The registers without a job, and since when.
-    pub(super) fn orphans(&self) -> impl Iterator<Item = (&JobId, Instant)> {
-        self.orphans.iter().map(|(id, since)| (id, *since))
+    /// The registers without a job, and since when: the longest first.
+    pub(super) fn orphans(&self) -> impl Iterator<Item = &(Instant, JobId)> {
+        self.orphans.iter()
     }
 
     /// Learns of a `done` register that was not kept, because its job came after it.
@@ -335,12 +337,12 @@ impl View {
         {
             self.open.remove(&Place::new(id.clone(), old.created));
         }
-        self.entry(&id).job = job;
+        self.entry(&id, time).job = job;
         self.classify(&id, time);
     }
 
     fn set_register(&mut self, id: JobId, register: Option<Seen>, time: Time) {
-        let entry = self.entry(&id);
+        let entry = self.entry(&id, time);
         let old = claimant(entry.register.as_ref());
         let new = claimant(register.as_ref());
         entry.register = register;
@@ -360,11 +362,12 @@ impl View {
         self.classify(&id, time);
     }
 
-    fn entry(&mut self, id: &JobId) -> &mut Entry {
+    fn entry(&mut self, id: &JobId, time: Time) -> &mut Entry {
         self.entries.entry(id.clone()).or_insert(Entry {
             job: None,
             register: None,
-            class: Class::Aside,
+            class: Class::Gone,
+            since: time.now,
         })
     }
 
@@ -381,25 +384,33 @@ impl View {
             return;
         };
         let class = class(entry, &self.consumers, time.wall);
-        let old = std::mem::replace(&mut entry.class, class);
-        let place = entry.job.map(|spot| Place::new(id.clone(), spot.created));
-        if let Class::Delayed(until) = old {
-            self.delayed.remove(&(until, id.clone()));
-        }
-        if let Some(place) = place {
+        let (old, since) = (entry.class, entry.since);
+        if let Some(spot) = entry.job {
+            let place = Place::new(id.clone(), spot.created);
             match class {
                 Class::Open => self.open.insert(place),
                 _ => self.open.remove(&place),
             };
         }
-        if let Class::Delayed(until) = class {
-            self.delayed.insert((until, id.clone()));
-        }
-        keep_since(&mut self.finished, id, class == Class::Finished, time.now);
-        keep_since(&mut self.orphans, id, class == Class::Orphan, time.now);
         if class == Class::Gone {
             self.entries.remove(id);
+        } else if class == old {
+            return;
+        } else {
+            (entry.class, entry.since) = (class, time.now);
         }
+        match old {
+            Class::Delayed(until) => self.delayed.remove(&(until, id.clone())),
+            Class::Finished => self.finished.remove(&(since, id.clone())),
+            Class::Orphan => self.orphans.remove(&(since, id.clone())),
+            Class::Open | Class::Claimed | Class::Aside | Class::Gone => false,
+        };
+        match class {
+            Class::Delayed(until) => self.delayed.insert((until, id.clone())),
+            Class::Finished => self.finished.insert((time.now, id.clone())),
+            Class::Orphan => self.orphans.insert((time.now, id.clone())),
+            Class::Open | Class::Claimed | Class::Aside | Class::Gone => false,
+        };
     }
 }
 
@@ -435,13 +446,5 @@ fn without_reason(register: Register) -> Register {
             reason: String::new(),
         },
         other => other,
-    }
-}
-
-fn keep_since(times: &mut BTreeMap<JobId, Instant>, id: &JobId, keep: bool, now: Instant) {
-    if keep {
-        times.entry(id.clone()).or_insert(now);
-    } else if !times.is_empty() {
-        times.remove(id);
     }
 }
