@@ -53,6 +53,8 @@ struct Scene {
     runtime: Runtime,
     store: Embedded,
     holds: Arc<Mutex<Vec<Hold>>>,
+    /// Everything that the store was told about the queue.
+    log: Arc<Mutex<Vec<Event>>>,
 }
 
 fn key(text: impl AsRef<str>) -> Key {
@@ -63,11 +65,25 @@ impl Scene {
     fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
         let store = Embedded::builder().runtime(runtime.clone()).build();
+        let log: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let from = Index::new(1).unwrap();
+        let mut updates = store.watch(Watch::tree(key("/_queues/q")).from(from));
+        tokio::spawn({
+            let log = log.clone();
+            async move {
+                while let Some(Ok(update)) = updates.next().await {
+                    if let Update::Event(event) = update {
+                        log.lock().unwrap().push(event);
+                    }
+                }
+            }
+        });
         Self {
             kind,
             runtime,
             store,
             holds: Arc::default(),
+            log,
         }
     }
 
@@ -131,35 +147,10 @@ impl Scene {
         holds.len()
     }
 
-    /// Everything that the store was told about the queue.
     async fn log(&self) -> Vec<Event> {
-        let end = key("/end");
-        let end = self
-            .store
-            .set(&end, "".into(), Expiry::Never)
-            .await
-            .unwrap()
-            .index();
-        let mut log = Vec::new();
-        let mut updates = self
-            .store
-            .watch(Watch::tree(Key::root()).from(Index::new(1).unwrap()));
-        let mut queue = self
-            .store
-            .watch(Watch::tree(key("/_queues/q")).from(Index::new(1).unwrap()));
-        // What is hidden from the one is shown by the other; both are whole up to the end.
-        loop {
-            match updates.next().await.unwrap().unwrap() {
-                Update::Event(event) if event.index >= end => break,
-                _ => {}
-            }
-        }
-        while let Ok(item) = tokio::time::timeout(MS, queue.next()).await {
-            if let Update::Event(event) = item.unwrap().unwrap() {
-                log.push(event);
-            }
-        }
-        log
+        // On paused time whoever can read has read before the clock moves.
+        tokio::time::sleep(MS).await;
+        self.log.lock().unwrap().clone()
     }
 
     /// Checks every change of every register; returns how many deliveries there were.

@@ -14,6 +14,9 @@
 //! there before any claim of it, so a claim whose consumer is not in the view is a dead one's.
 //! `done` registers are kept only as long as their job is there. What is open lies in the order of
 //! its places, so the next job is found in the time of a look-up, however many there are.
+//!
+//! The free slots of all consumers stand in a line too, in the order in which the changes freed
+//! them; so everybody who has seen the same changes pairs the same jobs with the same slots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -65,10 +68,22 @@ pub(super) struct View {
     delayed: BTreeSet<(Duration, JobId)>,
     finished: BTreeSet<(Instant, JobId)>,
     orphans: BTreeSet<(Instant, JobId)>,
-    /// The slots of each.
-    consumers: BTreeMap<Tag, usize>,
+    consumers: BTreeMap<Tag, Station>,
+    /// The free slots, each by its consumer, in the order in which they became free.
+    line: Vec<Tag>,
+    /// Those whose slots do not count: they let a job pass.
+    passive: BTreeSet<Tag>,
+    /// Whether one of those has claimed something after all.
+    has_woken: bool,
     /// What is claimed by whom, whether they are there or not.
     claims: BTreeMap<Tag, BTreeSet<JobId>>,
+}
+
+/// A consumer that is there.
+#[derive(Clone, Copy, Debug)]
+struct Station {
+    slots: usize,
+    created: Index,
 }
 
 #[derive(Debug)]
@@ -120,6 +135,9 @@ impl View {
             finished: BTreeSet::new(),
             orphans: BTreeSet::new(),
             consumers: BTreeMap::new(),
+            line: Vec::new(),
+            passive: BTreeSet::new(),
+            has_woken: false,
             claims: BTreeMap::new(),
         }
     }
@@ -132,6 +150,8 @@ impl View {
     /// Takes what the followed key `root` showed in place of what was known from there.
     pub(super) fn snapshot(&mut self, root: &Key, view: store::View, time: Time) {
         let (jobs, tree) = self.shows(root);
+        // Who was in line stays there; nobody knows the order of those who came meanwhile.
+        let line = std::mem::take(&mut self.line);
         if jobs {
             self.forget_jobs(time);
             self.has_jobs = true;
@@ -145,6 +165,19 @@ impl View {
         // where its job is there.
         for node in view.nodes {
             self.put(node, time);
+        }
+        self.line = line;
+        let mut tags: Vec<(Index, Tag)> = Vec::new();
+        tags.extend(
+            self.consumers
+                .iter()
+                .map(|(tag, station)| (station.created, *tag)),
+        );
+        tags.sort_unstable();
+        let is_there = &self.consumers;
+        self.line.retain(|tag| is_there.contains_key(tag));
+        for (_, tag) in tags {
+            self.fill_line(tag, None);
         }
     }
 
@@ -178,11 +211,18 @@ impl View {
         None
     }
 
-    /// The open jobs in their order.
-    pub(super) fn open(&self) -> impl Iterator<Item = &JobId> {
-        self.open.iter().map(|place| &place.id)
+    /// Which open job is for whom: the first for the first free slot in line, and so on.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&JobId, Tag)> {
+        let slots = self.line.iter().filter(|tag| !self.passive.contains(tag));
+        self.open.iter().map(|place| &place.id).zip(slots.copied())
     }
 
+    /// This consumer's slots do not count until it claims something.
+    pub(super) fn pass_over(&mut self, consumer: Tag) {
+        self.passive.insert(consumer);
+    }
+
+    #[cfg(test)]
     pub(super) fn class(&self, id: &JobId) -> Option<Class> {
         Some(self.entries.get(id)?.class)
     }
@@ -197,9 +237,19 @@ impl View {
         Some(self.entries.get(id)?.job?.modified)
     }
 
-    /// The consumers that are there, and the slots of each.
-    pub(super) fn consumers(&self) -> &BTreeMap<Tag, usize> {
-        &self.consumers
+    /// Whether a consumer that was passed over has claimed something since the last call.
+    pub(super) fn has_woken(&mut self) -> bool {
+        std::mem::take(&mut self.has_woken)
+    }
+
+    /// The consumers that are there.
+    pub(super) fn consumers(&self) -> impl Iterator<Item = Tag> {
+        self.consumers.keys().copied()
+    }
+
+    /// Whether a consumer is there.
+    pub(super) fn has(&self, consumer: Tag) -> bool {
+        self.consumers.contains_key(&consumer)
     }
 
     /// What a consumer has claimed.
@@ -216,6 +266,22 @@ impl View {
     /// The registers without a job, and since when: the longest first.
     pub(super) fn orphans(&self) -> impl Iterator<Item = &(Instant, JobId)> {
         self.orphans.iter()
+    }
+
+    /// Leaves a job out, for now.
+    pub(super) fn set_aside(&mut self, id: &JobId) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && entry.class == Class::Open
+            && let Some(spot) = entry.job
+        {
+            entry.class = Class::Aside;
+            self.open.remove(&Place::new(id.clone(), spot.created));
+        }
+    }
+
+    /// Counts a job in again that was left out.
+    pub(super) fn look_again(&mut self, id: &JobId, time: Time) {
+        self.classify(id, time);
     }
 
     /// Learns of a `done` register that was not kept, because its job came after it.
@@ -272,8 +338,10 @@ impl View {
             let card: Option<Card> = serde_json::from_slice(&node.value).ok();
             // Who does not say how many it takes gets none; what it claims by itself is its own.
             let slots = card.map_or(0, |card| card.slots.min(MAX_SLOTS));
-            self.consumers.insert(tag, slots);
+            let created = node.created;
+            self.consumers.insert(tag, Station { slots, created });
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
         }
         None
     }
@@ -290,6 +358,7 @@ impl View {
         if let Some(tag) = self.consumer_at(key) {
             self.consumers.remove(&tag);
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
             return None;
         }
         // A directory, with all that was in it.
@@ -324,6 +393,7 @@ impl View {
     fn forget_consumers(&mut self, time: Time) {
         for tag in std::mem::take(&mut self.consumers).into_keys() {
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
         }
     }
 
@@ -346,20 +416,61 @@ impl View {
         let old = claimant(entry.register.as_ref());
         let new = claimant(register.as_ref());
         entry.register = register;
-        if old != new {
-            if let Some(tag) = old
-                && let Some(claims) = self.claims.get_mut(&tag)
-            {
-                claims.remove(&id);
-                if claims.is_empty() {
-                    self.claims.remove(&tag);
-                }
+        let turn = new.and_then(|_| self.turn(&id));
+        if let Some(tag) = old
+            && let Some(claims) = self.claims.get_mut(&tag)
+        {
+            claims.remove(&id);
+            if claims.is_empty() {
+                self.claims.remove(&tag);
             }
-            if let Some(tag) = new {
-                self.claims.entry(tag).or_default().insert(id.clone());
-            }
+            self.fill_line(tag, None);
+        }
+        if let Some(tag) = new {
+            self.has_woken |= self.passive.remove(&tag);
+            self.claims.entry(tag).or_default().insert(id.clone());
+            self.fill_line(tag, turn);
         }
         self.classify(&id, time);
+    }
+
+    /// The place in line of the slot that an open job is for.
+    fn turn(&self, id: &JobId) -> Option<usize> {
+        let pairs = self.open.iter().zip(self.line_in_use());
+        let mut turns = pairs
+            .filter(|(place, _)| place.id == *id)
+            .map(|(_, turn)| turn);
+        turns.next()
+    }
+
+    fn line_in_use(&self) -> impl Iterator<Item = usize> {
+        let line = self.line.iter().enumerate();
+        line.filter(|(_, tag)| !self.passive.contains(tag))
+            .map(|(turn, _)| turn)
+    }
+
+    /// Makes a consumer stand in line with the slots that are free. If one is not any more, it is the
+    /// one at `turn`, if that is its own: the others keep the jobs that they are for.
+    fn fill_line(&mut self, consumer: Tag, turn: Option<usize>) {
+        let slots = self.consumers.get(&consumer).map_or(0, |it| it.slots);
+        let free = slots.saturating_sub(self.claims(consumer).len());
+        let mut standing = self.line.iter().filter(|tag| **tag == consumer).count();
+        while standing < free {
+            self.line.push(consumer);
+            standing += 1;
+        }
+        let mut turn = turn.filter(|turn| self.line.get(*turn) == Some(&consumer));
+        while standing > free {
+            let first = || self.line.iter().position(|tag| *tag == consumer);
+            let Some(turn) = turn.take().or_else(first) else {
+                return;
+            };
+            self.line.remove(turn);
+            standing -= 1;
+        }
+        if slots == 0 {
+            self.passive.remove(&consumer);
+        }
     }
 
     fn entry(&mut self, id: &JobId, time: Time) -> &mut Entry {
@@ -415,7 +526,7 @@ impl View {
 }
 
 /// The class of an entry: the table above.
-fn class(entry: &Entry, consumers: &BTreeMap<Tag, usize>, wall: Duration) -> Class {
+fn class(entry: &Entry, consumers: &BTreeMap<Tag, Station>, wall: Duration) -> Class {
     let register = entry.register.as_ref().map(|seen| seen.register.as_ref());
     let is_there = |tag: &Tag| consumers.contains_key(tag);
     match (entry.job.is_some(), register) {
