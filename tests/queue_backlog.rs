@@ -7,7 +7,7 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::runtime::Clock;
 use tenure::store::{Expiry, Put};
-use tenure::{Client, Consumer, Key, Store};
+use tenure::{Client, Consumer, Key};
 
 async fn push(client: &Client, number: usize) {
     let key = Key::new(format!("/_queues/q/jobs/{number:032}")).unwrap();

@@ -347,20 +347,24 @@ async fn suffer(
                         }
                     };
                     // Some are not waited for.
-                    let polls = if dice.u64() % 8 == 0 { 1 } else { usize::MAX };
+                    let polls = if dice.u64().is_multiple_of(8) {
+                        1
+                    } else {
+                        usize::MAX
+                    };
                     cancel_after(ending, polls).await;
                 }
                 Ok(Some(Err(error))) => panic!("{error}"),
                 Ok(None) => panic!("it ended"),
                 Err(_) => {}
             }
-            if dice.u64() % 64 == 0 {
+            if dice.u64().is_multiple_of(64) {
                 link.set_down(true);
                 tokio::time::sleep(MS * (dice.u64() % 5_000) as u32).await;
                 link.set_down(false);
             }
         }
-        if dice.u64() % 2 == 0 {
+        if dice.u64().is_multiple_of(2) {
             drop(consumer);
         } else {
             consumer.close().await;

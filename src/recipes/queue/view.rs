@@ -164,7 +164,7 @@ impl View {
         // In key order consumers and jobs come before the registers: so a `done` one is kept
         // where its job is there.
         for node in view.nodes {
-            self.put(node, time);
+            self.put(&node, time);
         }
         self.line = line;
         let mut tags: Vec<(Index, Tag)> = Vec::new();
@@ -188,7 +188,7 @@ impl View {
             self.index = self.index.max(Some(event.index));
         }
         match event.change {
-            Change::Put(node) => self.put(node, time),
+            Change::Put(node) => self.put(&node, time),
             Change::Delete { .. } => self.removed(&event.key, time),
         }
     }
@@ -294,7 +294,7 @@ impl View {
             .as_ref()
             .is_none_or(|it| it.index < seen.index)
         {
-            self.set_register(id.clone(), Some(seen), time);
+            self.set_register(id, Some(seen), time);
         }
     }
 
@@ -304,7 +304,7 @@ impl View {
         (!self.paths.is_raw || !tree, tree)
     }
 
-    fn put(&mut self, node: Node, time: Time) -> Option<JobId> {
+    fn put(&mut self, node: &Node, time: Time) -> Option<JobId> {
         let key = &node.key;
         if node.is_dir {
             return None;
@@ -314,7 +314,7 @@ impl View {
                 created: node.created,
                 modified: node.modified,
             };
-            self.set_job(id.clone(), Some(spot), time);
+            self.set_job(&id, Some(spot), time);
             return Some(id);
         }
         if let Some(id) = Paths::id_in(&self.paths.state, key) {
@@ -331,7 +331,7 @@ impl View {
                 register: register.map(without_reason),
                 index: node.modified,
             };
-            self.set_register(id.clone(), Some(seen), time);
+            self.set_register(&id, Some(seen), time);
             return Some(id);
         }
         if let Some(tag) = self.consumer_at(key) {
@@ -348,11 +348,11 @@ impl View {
 
     fn removed(&mut self, key: &Key, time: Time) -> Option<JobId> {
         if let Some(id) = Paths::id_in(&self.paths.jobs, key) {
-            self.set_job(id.clone(), None, time);
+            self.set_job(&id, None, time);
             return Some(id);
         }
         if let Some(id) = Paths::id_in(&self.paths.state, key) {
-            self.set_register(id.clone(), None, time);
+            self.set_register(&id, None, time);
             return Some(id);
         }
         if let Some(tag) = self.consumer_at(key) {
@@ -380,13 +380,13 @@ impl View {
 
     fn forget_jobs(&mut self, time: Time) {
         for id in self.ids() {
-            self.set_job(id, None, time);
+            self.set_job(&id, None, time);
         }
     }
 
     fn forget_registers(&mut self, time: Time) {
         for id in self.ids() {
-            self.set_register(id, None, time);
+            self.set_register(&id, None, time);
         }
     }
 
@@ -401,26 +401,26 @@ impl View {
         self.entries.keys().cloned().collect()
     }
 
-    fn set_job(&mut self, id: JobId, job: Option<Spot>, time: Time) {
-        if let Some(old) = self.entries.get(&id).and_then(|it| it.job)
+    fn set_job(&mut self, id: &JobId, job: Option<Spot>, time: Time) {
+        if let Some(old) = self.entries.get(id).and_then(|it| it.job)
             && job.is_none_or(|new| new.created != old.created)
         {
             self.open.remove(&Place::new(id.clone(), old.created));
         }
-        self.entry(&id, time).job = job;
-        self.classify(&id, time);
+        self.entry(id, time).job = job;
+        self.classify(id, time);
     }
 
-    fn set_register(&mut self, id: JobId, register: Option<Seen>, time: Time) {
-        let entry = self.entry(&id, time);
+    fn set_register(&mut self, id: &JobId, register: Option<Seen>, time: Time) {
+        let entry = self.entry(id, time);
         let old = claimant(entry.register.as_ref());
         let new = claimant(register.as_ref());
         entry.register = register;
-        let turn = new.and_then(|_| self.turn(&id));
+        let turn = new.and_then(|_| self.turn(id));
         if let Some(tag) = old
             && let Some(claims) = self.claims.get_mut(&tag)
         {
-            claims.remove(&id);
+            claims.remove(id);
             if claims.is_empty() {
                 self.claims.remove(&tag);
             }
@@ -431,7 +431,7 @@ impl View {
             self.claims.entry(tag).or_default().insert(id.clone());
             self.fill_line(tag, turn);
         }
-        self.classify(&id, time);
+        self.classify(id, time);
     }
 
     /// The place in line of the slot that an open job is for.
