@@ -53,6 +53,8 @@ struct Scene {
     runtime: Runtime,
     store: Embedded,
     holds: Arc<Mutex<Vec<Hold>>>,
+    /// Everything that the store was told about the queue.
+    log: Arc<Mutex<Vec<Event>>>,
 }
 
 fn key(text: impl AsRef<str>) -> Key {
@@ -63,11 +65,25 @@ impl Scene {
     fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
         let store = Embedded::builder().runtime(runtime.clone()).build();
+        let log: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let from = Index::new(1).unwrap();
+        let mut updates = store.watch(Watch::tree(key("/_queues/q")).from(from));
+        tokio::spawn({
+            let log = log.clone();
+            async move {
+                while let Some(Ok(update)) = updates.next().await {
+                    if let Update::Event(event) = update {
+                        log.lock().unwrap().push(event);
+                    }
+                }
+            }
+        });
         Self {
             kind,
             runtime,
             store,
             holds: Arc::default(),
+            log,
         }
     }
 
@@ -131,35 +147,10 @@ impl Scene {
         holds.len()
     }
 
-    /// Everything that the store was told about the queue.
     async fn log(&self) -> Vec<Event> {
-        let end = key("/end");
-        let end = self
-            .store
-            .set(&end, "".into(), Expiry::Never)
-            .await
-            .unwrap()
-            .index();
-        let mut log = Vec::new();
-        let mut updates = self
-            .store
-            .watch(Watch::tree(Key::root()).from(Index::new(1).unwrap()));
-        let mut queue = self
-            .store
-            .watch(Watch::tree(key("/_queues/q")).from(Index::new(1).unwrap()));
-        // What is hidden from the one is shown by the other; both are whole up to the end.
-        loop {
-            match updates.next().await.unwrap().unwrap() {
-                Update::Event(event) if event.index >= end => break,
-                _ => {}
-            }
-        }
-        while let Ok(item) = tokio::time::timeout(MS, queue.next()).await {
-            if let Update::Event(event) = item.unwrap().unwrap() {
-                log.push(event);
-            }
-        }
-        log
+        // On paused time whoever can read has read before the clock moves.
+        tokio::time::sleep(MS).await;
+        self.log.lock().unwrap().clone()
     }
 
     /// Checks every change of every register; returns how many deliveries there were.
@@ -356,20 +347,24 @@ async fn suffer(
                         }
                     };
                     // Some are not waited for.
-                    let polls = if dice.u64() % 8 == 0 { 1 } else { usize::MAX };
+                    let polls = if dice.u64().is_multiple_of(8) {
+                        1
+                    } else {
+                        usize::MAX
+                    };
                     cancel_after(ending, polls).await;
                 }
                 Ok(Some(Err(error))) => panic!("{error}"),
                 Ok(None) => panic!("it ended"),
                 Err(_) => {}
             }
-            if dice.u64() % 64 == 0 {
+            if dice.u64().is_multiple_of(64) {
                 link.set_down(true);
                 tokio::time::sleep(MS * (dice.u64() % 5_000) as u32).await;
                 link.set_down(false);
             }
         }
-        if dice.u64() % 2 == 0 {
+        if dice.u64().is_multiple_of(2) {
             drop(consumer);
         } else {
             consumer.close().await;

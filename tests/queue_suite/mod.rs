@@ -637,7 +637,7 @@ pub(crate) async fn a_worker_that_is_stopped_ends_what_it_has_begun(world: World
             let (begun, go) = (begun.clone(), go.clone());
             async move {
                 begun.send(job.id().to_string()).unwrap();
-                go.acquire().await.map(|permit| permit.forget())
+                go.acquire().await.map(tokio::sync::SemaphorePermit::forget)
             }
         })
     });

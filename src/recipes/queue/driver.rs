@@ -457,7 +457,11 @@ impl Driver {
 
     /// The node is lost, and every claim with it: begins anew.
     fn lost(&mut self, loss: Loss) {
-        self.post = None;
+        if let Some(post) = self.post.take()
+            && self.core.open().is_err()
+        {
+            post.registration.abandon();
+        }
         self.machine.unregistered();
         for (_, live) in std::mem::take(&mut self.live) {
             live.claim.lose(loss);

@@ -2,17 +2,17 @@
 //! clock, no I/O.
 //!
 //! # Who claims what
-//! Every consumer sees the same changes in the same order, and computes from them, change by
-//! change, which open job is whose: the first open job that is nobody's goes to the consumer with a
-//! free slot that has the highest hash with it, and stays with it. A slot is free when *the view*
-//! shows neither a claim nor an assignment in it. So consumers whose views are of different age
-//! still agree on each assignment, and nobody races for the head. What is not the same for all is
-//! when they came and what time it is; then two may claim one job, and one of them fails. Whoever
-//! sees a claim of a consumer that it had not expected forgets what it thought of that consumer,
-//! so their views soon agree again.
+//! The free slots of all consumers stand in a line, in the order in which the changes of the queue
+//! freed them. The first open job is for the first slot, the second for the second, and so on. A
+//! claim takes a job and its slot away together, a new job or a freed slot comes behind the others:
+//! so what a job is paired with stays while it waits, consumers whose views are of different age
+//! agree on it, and nobody races for the head. Who comes later knows less about the order of the
+//! slots before its own, but how many there are, which is all that its own place depends on.
 //!
-//! Whoever lets an assignment pass (stopped, draining, slow) loses it, and gets no other until the
-//! view shows a claim of it. Nobody counts itself out: the others do that.
+//! What moves the pairs is what comes to the head (a higher lane, a job that was given back), and
+//! time: whoever lets a job pass (stopped, draining, slow) is passed over until the view shows a
+//! claim of it. Then two may claim one job; one of them fails, and its view soon shows why. Nobody
+//! passes itself over: the others do that.
 //!
 //! # What is mine
 //! ```text
@@ -28,13 +28,15 @@ use std::time::Duration;
 use super::job::JobId;
 use super::paths::Paths;
 use super::register::Register;
-use super::view::{Class, Seen, Time, View};
+use super::view::{Seen, Time, View};
 use crate::key::{Index, Key, Tag};
 use crate::runtime::{Entropy, Instant};
 use crate::store::{self, Event};
 
-/// How long an assignment is waited for at least, and at most.
+/// How long a pair is waited for at least, and at most.
 const LAPSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// What a claim is thought to take before one was seen.
+const ECHO: Duration = Duration::from_millis(100);
 /// A job that is done is deleted by whoever did it; by others after this long, and up to twice as
 /// long.
 const FINISHED: Duration = Duration::from_secs(2);
@@ -57,20 +59,18 @@ pub(super) struct Machine {
     is_draining: bool,
     /// No claim before this: the store does not answer.
     rest: Option<Instant>,
-    assigned: BTreeMap<JobId, Assignment>,
-    passive: BTreeSet<Tag>,
+    /// The jobs that are paired, with whom, and since when.
+    awaited: BTreeMap<JobId, Awaited>,
     mine: BTreeMap<JobId, Mine>,
     /// Those that were found taken over.
     lost: Vec<u64>,
-    /// Claims that the view has not shown yet, and since when they are under way.
-    unseen: BTreeMap<u64, Instant>,
-    /// How long that took of late.
+    /// How long it took of late until the view showed the claim of what was paired.
     echo: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Assignment {
-    to: Tag,
+struct Awaited {
+    by: Tag,
     since: Instant,
 }
 
@@ -150,12 +150,10 @@ impl Machine {
             me: None,
             is_draining: false,
             rest: None,
-            assigned: BTreeMap::new(),
-            passive: BTreeSet::new(),
+            awaited: BTreeMap::new(),
             mine: BTreeMap::new(),
             lost: Vec::new(),
-            unseen: BTreeMap::new(),
-            echo: Duration::ZERO,
+            echo: ECHO,
         }
     }
 
@@ -168,16 +166,13 @@ impl Machine {
     pub(super) fn unregistered(&mut self) {
         self.me = None;
         self.mine.clear();
-        self.assigned.clear();
-        self.unseen.clear();
+        self.awaited.clear();
     }
 
     /// Whether its node was seen to be gone.
     pub(super) fn is_buried(&self) -> bool {
         match (self.me, self.view.index()) {
-            (Some((tag, at)), Some(index)) => {
-                index >= at && !self.view.consumers().contains_key(&tag)
-            }
+            (Some((tag, at)), Some(index)) => index >= at && !self.view.has(tag),
             _ => false,
         }
     }
@@ -194,9 +189,7 @@ impl Machine {
 
     pub(super) fn snapshot(&mut self, root: &Key, view: store::View, time: Time) {
         self.view.snapshot(root, view, time);
-        for assignment in self.assigned.values_mut() {
-            assignment.since = time.now;
-        }
+        self.awaited.clear();
         let ids: Vec<JobId> = self.mine.keys().cloned().collect();
         for id in ids {
             self.touched(&id, time);
@@ -240,9 +233,6 @@ impl Machine {
 
     /// What was begun is over.
     pub(super) fn finished(&mut self, id: &JobId, outcome: Outcome, time: Time) {
-        if let Some(Mine::Claiming(nonce)) = self.mine.get(id) {
-            self.unseen.remove(nonce);
-        }
         let doubt = Mine::Doubt(time.now + DOUBT);
         let next = match outcome {
             Outcome::Written(index) => Some(Mine::Until(index)),
@@ -252,7 +242,10 @@ impl Machine {
                 None
             }
             Outcome::Failed => Some(doubt),
-            Outcome::Stuck => Some(Mine::Aside(time.now + ASIDE)),
+            Outcome::Stuck => {
+                self.view.set_aside(id);
+                Some(Mine::Aside(time.now + ASIDE))
+            }
         };
         match next {
             Some(mine) => drop(self.mine.insert(id.clone(), mine)),
@@ -272,9 +265,14 @@ impl Machine {
         let Some(index) = self.view.index().filter(|index| *index >= at) else {
             return step;
         };
-        self.mine.retain(|_, mine| match mine {
+        let view = &mut self.view;
+        self.mine.retain(|id, mine| match mine {
             Mine::Until(until) => *until > index,
-            Mine::Doubt(until) | Mine::Aside(until) => *until > time.now,
+            Mine::Doubt(until) => *until > time.now,
+            Mine::Aside(until) if *until <= time.now => {
+                view.look_again(id, time);
+                false
+            }
             _ => true,
         });
         let ripe = self.view.ripen(time);
@@ -282,8 +280,8 @@ impl Machine {
         self.put_back_strays(me, &mut step);
         self.tidy(me, time, &mut step);
         if !self.is_draining {
-            self.assign(me, time.now, &mut step);
-            self.claim(me, time.now, entropy, &mut step);
+            let pairs = self.pairs(me, time.now, &mut step);
+            self.claim(me, pairs, (time.now, entropy), &mut step);
         }
         let doubts = self.mine.values().filter_map(|mine| match mine {
             Mine::Doubt(until) | Mine::Aside(until) => Some(*until),
@@ -302,19 +300,16 @@ impl Machine {
             .view
             .register(id)
             .and_then(|seen| seen.register.as_ref());
-        if let Some(Register::Claimed {
-            consumer, claim, ..
-        }) = register
+        if let Some(Register::Claimed { consumer, .. }) = register
+            && let Some(awaited) = self.awaited.remove(id)
+            && awaited.by == *consumer
         {
-            self.passive.remove(consumer);
-            if self.assigned.get(id).is_none_or(|it| it.to != *consumer) {
-                // It does not see what I see, so it will not do what I think.
-                self.assigned.retain(|_, it| it.to != *consumer);
-            }
-            if let Some(since) = self.unseen.remove(claim) {
-                let took = time.now.since(since);
-                self.echo = took.max(self.echo - self.echo / 8);
-            }
+            let took = time.now.since(awaited.since);
+            self.echo = took.max(self.echo - self.echo / 8);
+        }
+        if self.view.has_woken() {
+            // It was awake all the time: that was too soon.
+            self.echo = self.echo.max(self.lapse());
         }
         match self.mine.get(id) {
             Some(Mine::Held { nonce, index }) if self.has_ended(id, *nonce, *index) => {
@@ -363,14 +358,16 @@ impl Machine {
     /// What others have left lying.
     fn tidy(&mut self, me: Tag, time: Time, step: &mut Step) {
         let mut wants = Vec::new();
-        for (id, since) in self.view.finished() {
-            if self.mine.contains_key(id) {
-                continue;
+        for (since, id) in self.view.finished() {
+            if time.now < *since + FINISHED {
+                step.wake_at(*since + FINISHED);
+                break;
             }
             // Not all at the same time.
             let share = (hash(me, id) >> 32) as u32;
-            let due = since + FINISHED + FINISHED.mul_f64(f64::from(share) / f64::from(u32::MAX));
+            let due = *since + FINISHED.mul_f64(1.0 + f64::from(share) / f64::from(u32::MAX));
             match self.view.job_modified(id) {
+                _ if self.mine.contains_key(id) => {}
                 Some(index) if time.now >= due => {
                     let id = id.clone();
                     wants.push(Want::DeleteJob { id, index });
@@ -378,17 +375,16 @@ impl Machine {
                 _ => step.wake_at(due),
             }
         }
-        for (id, since) in self.view.orphans() {
-            if self.mine.contains_key(id) {
-                continue;
+        for (since, id) in self.view.orphans() {
+            if time.now < *since + ORPHAN {
+                step.wake_at(*since + ORPHAN);
+                break;
             }
             // One does it; if that one does not, all do.
-            let patience = match self.chosen(id, self.view.consumers().keys().copied()) {
-                Some(chosen) if chosen == me => ORPHAN,
-                _ => ORPHAN * 2,
-            };
-            let due = since + patience;
+            let is_mine = self.chosen(id, self.view.consumers()) == Some(me);
+            let due = *since + if is_mine { ORPHAN } else { ORPHAN * 2 };
             match self.view.register(id) {
+                _ if self.mine.contains_key(id) => {}
                 Some(seen) if time.now >= due => {
                     let (id, index) = (id.clone(), seen.index);
                     wants.push(Want::DeleteRegister { id, index });
@@ -402,79 +398,62 @@ impl Machine {
         step.wants.append(&mut wants);
     }
 
-    /// Says of each open job, in order, whose it is, as long as there are free slots.
-    fn assign(&mut self, me: Tag, now: Instant, step: &mut Step) {
-        let consumers = self.view.consumers();
-        self.passive.retain(|tag| consumers.contains_key(tag));
-        let lapse = (self.echo * 3).clamp(LAPSE.0, LAPSE.1);
-        for assignment in self.assigned.values() {
-            // I know better whether I am awake: who counted itself out would never come back.
-            if assignment.to != me && now >= assignment.since + lapse {
-                self.passive.insert(assignment.to);
-            }
-        }
-        let (view, passive, mine) = (&self.view, &self.passive, &self.mine);
-        let is_aside = |id: &JobId| matches!(mine.get(id), Some(Mine::Aside(_)));
-        self.assigned.retain(|id, it| {
-            view.class(id) == Some(Class::Open)
-                && !is_aside(id)
-                && consumers.contains_key(&it.to)
-                && !passive.contains(&it.to)
-        });
-        let mut free: BTreeMap<Tag, usize> = BTreeMap::new();
-        for (tag, slots) in consumers {
-            if !passive.contains(tag) {
-                free.insert(*tag, slots.saturating_sub(view.claims(*tag).len()));
-            }
-        }
-        for assignment in self.assigned.values() {
-            if let Some(slots) = free.get_mut(&assignment.to) {
-                *slots = slots.saturating_sub(1);
-            }
-        }
-        free.retain(|_, slots| *slots > 0);
-        for id in view.open() {
-            if free.is_empty() {
-                break;
-            }
-            if self.assigned.contains_key(id) || is_aside(id) {
-                continue;
-            }
-            let Some(to) = self.chosen(id, free.keys().copied()) else {
-                break;
-            };
-            if let Some(slots) = free.get_mut(&to) {
-                *slots -= 1;
-                if *slots == 0 {
-                    free.remove(&to);
+    /// The open jobs that are for me; passes over who lets one pass.
+    fn pairs(&mut self, me: Tag, now: Instant, step: &mut Step) -> Vec<JobId> {
+        let lapse = self.lapse();
+        loop {
+            let mut known = std::mem::take(&mut self.awaited);
+            let (mut mine, mut late) = (Vec::new(), BTreeSet::new());
+            for (id, by) in self.view.pairs() {
+                let awaited = match known.remove(id) {
+                    Some(awaited) if awaited.by == by => awaited,
+                    _ => Awaited { by, since: now },
+                };
+                if by == me {
+                    // I know better whether I am awake: who passed itself over would never come
+                    // back.
+                    mine.push(id.clone());
+                } else if now >= awaited.since + lapse {
+                    late.insert(by);
+                    continue;
+                } else {
+                    step.wake_at(awaited.since + lapse);
                 }
+                self.awaited.insert(id.clone(), awaited);
             }
-            self.assigned
-                .insert(id.clone(), Assignment { to, since: now });
-        }
-        for assignment in self.assigned.values().filter(|it| it.to != me) {
-            step.wake_at(assignment.since + lapse);
+            if late.is_empty() {
+                return mine;
+            }
+            for tag in late {
+                self.view.pass_over(tag);
+            }
         }
     }
 
-    /// Claims what is assigned to me, in order; what has failed too often is given up instead.
-    fn claim(&mut self, me: Tag, now: Instant, entropy: &Entropy, step: &mut Step) {
+    /// How long a pair is waited for.
+    fn lapse(&self) -> Duration {
+        (self.echo * 3).clamp(LAPSE.0, LAPSE.1)
+    }
+
+    /// Claims what is for me, in order; what has failed too often is given up instead.
+    fn claim(
+        &mut self,
+        me: Tag,
+        ids: Vec<JobId>,
+        (now, entropy): (Instant, &Entropy),
+        step: &mut Step,
+    ) {
         if let Some(rest) = self.rest.filter(|rest| now < *rest) {
             return step.wake_at(rest);
         }
         let is_active =
             |mine: &&Mine| matches!(mine, Mine::Claiming(_) | Mine::Held { .. } | Mine::Settling);
-        let mut free = self
-            .slots
-            .saturating_sub(self.mine.values().filter(is_active).count());
-        let is_for_me = |id: &&JobId| self.assigned.get(id).is_some_and(|it| it.to == me);
-        let assigned = self.assigned.values().filter(|it| it.to == me).count();
-        let ids = self.view.open().filter(is_for_me).take(assigned);
-        let ids: Vec<JobId> = ids
-            .filter(|id| !self.mine.contains_key(id))
-            .cloned()
-            .collect();
+        let active = self.mine.values().filter(is_active).count();
+        let mut free = self.slots.saturating_sub(active);
         for id in ids {
+            if self.mine.contains_key(&id) {
+                continue;
+            }
             let Some(job) = self.view.job_modified(&id) else {
                 continue;
             };
@@ -494,7 +473,6 @@ impl Machine {
                     consumer: me,
                     claim,
                 };
-                self.unseen.insert(claim, now);
                 self.mine.insert(id.clone(), Mine::Claiming(claim));
                 step.wants.push(Want::Claim { id, job, from, to });
             }

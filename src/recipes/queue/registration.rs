@@ -100,6 +100,11 @@ impl Registration {
         }
     }
 
+    /// Leaves the node to the end of its session, which takes it away.
+    pub(super) fn abandon(mut self) {
+        self.state = State::Disarmed;
+    }
+
     async fn append(&self, slots: usize) -> Result<Node> {
         let expiry = Expiry::With(self.session.lease());
         let append = Append::tagged(self.dir.clone(), self.tag, card(slots), expiry);

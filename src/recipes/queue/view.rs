@@ -14,6 +14,9 @@
 //! there before any claim of it, so a claim whose consumer is not in the view is a dead one's.
 //! `done` registers are kept only as long as their job is there. What is open lies in the order of
 //! its places, so the next job is found in the time of a look-up, however many there are.
+//!
+//! The free slots of all consumers stand in a line too, in the order in which the changes freed
+//! them; so everybody who has seen the same changes pairs the same jobs with the same slots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -63,12 +66,24 @@ pub(super) struct View {
     entries: BTreeMap<JobId, Entry>,
     open: BTreeSet<Place>,
     delayed: BTreeSet<(Duration, JobId)>,
-    finished: BTreeMap<JobId, Instant>,
-    orphans: BTreeMap<JobId, Instant>,
-    /// The slots of each.
-    consumers: BTreeMap<Tag, usize>,
+    finished: BTreeSet<(Instant, JobId)>,
+    orphans: BTreeSet<(Instant, JobId)>,
+    consumers: BTreeMap<Tag, Station>,
+    /// The free slots, each by its consumer, in the order in which they became free.
+    line: Vec<Tag>,
+    /// Those whose slots do not count: they let a job pass.
+    passive: BTreeSet<Tag>,
+    /// Whether one of those has claimed something after all.
+    has_woken: bool,
     /// What is claimed by whom, whether they are there or not.
     claims: BTreeMap<Tag, BTreeSet<JobId>>,
+}
+
+/// A consumer that is there.
+#[derive(Clone, Copy, Debug)]
+struct Station {
+    slots: usize,
+    created: Index,
 }
 
 #[derive(Debug)]
@@ -76,6 +91,8 @@ struct Entry {
     job: Option<Spot>,
     register: Option<Seen>,
     class: Class,
+    /// Since when it is of that class.
+    since: Instant,
 }
 
 /// Where and as what a job lies.
@@ -115,9 +132,12 @@ impl View {
             entries: BTreeMap::new(),
             open: BTreeSet::new(),
             delayed: BTreeSet::new(),
-            finished: BTreeMap::new(),
-            orphans: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            orphans: BTreeSet::new(),
             consumers: BTreeMap::new(),
+            line: Vec::new(),
+            passive: BTreeSet::new(),
+            has_woken: false,
             claims: BTreeMap::new(),
         }
     }
@@ -130,6 +150,8 @@ impl View {
     /// Takes what the followed key `root` showed in place of what was known from there.
     pub(super) fn snapshot(&mut self, root: &Key, view: store::View, time: Time) {
         let (jobs, tree) = self.shows(root);
+        // Who was in line stays there; nobody knows the order of those who came meanwhile.
+        let line = std::mem::take(&mut self.line);
         if jobs {
             self.forget_jobs(time);
             self.has_jobs = true;
@@ -142,7 +164,20 @@ impl View {
         // In key order consumers and jobs come before the registers: so a `done` one is kept
         // where its job is there.
         for node in view.nodes {
-            self.put(node, time);
+            self.put(&node, time);
+        }
+        self.line = line;
+        let mut tags: Vec<(Index, Tag)> = Vec::new();
+        tags.extend(
+            self.consumers
+                .iter()
+                .map(|(tag, station)| (station.created, *tag)),
+        );
+        tags.sort_unstable();
+        let is_there = &self.consumers;
+        self.line.retain(|tag| is_there.contains_key(tag));
+        for (_, tag) in tags {
+            self.fill_line(tag, None);
         }
     }
 
@@ -153,7 +188,7 @@ impl View {
             self.index = self.index.max(Some(event.index));
         }
         match event.change {
-            Change::Put(node) => self.put(node, time),
+            Change::Put(node) => self.put(&node, time),
             Change::Delete { .. } => self.removed(&event.key, time),
         }
     }
@@ -176,11 +211,18 @@ impl View {
         None
     }
 
-    /// The open jobs in their order.
-    pub(super) fn open(&self) -> impl Iterator<Item = &JobId> {
-        self.open.iter().map(|place| &place.id)
+    /// Which open job is for whom: the first for the first free slot in line, and so on.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&JobId, Tag)> {
+        let slots = self.line.iter().filter(|tag| !self.passive.contains(tag));
+        self.open.iter().map(|place| &place.id).zip(slots.copied())
     }
 
+    /// This consumer's slots do not count until it claims something.
+    pub(super) fn pass_over(&mut self, consumer: Tag) {
+        self.passive.insert(consumer);
+    }
+
+    #[cfg(test)]
     pub(super) fn class(&self, id: &JobId) -> Option<Class> {
         Some(self.entries.get(id)?.class)
     }
@@ -195,9 +237,19 @@ impl View {
         Some(self.entries.get(id)?.job?.modified)
     }
 
-    /// The consumers that are there, and the slots of each.
-    pub(super) fn consumers(&self) -> &BTreeMap<Tag, usize> {
-        &self.consumers
+    /// Whether a consumer that was passed over has claimed something since the last call.
+    pub(super) fn has_woken(&mut self) -> bool {
+        std::mem::take(&mut self.has_woken)
+    }
+
+    /// The consumers that are there.
+    pub(super) fn consumers(&self) -> impl Iterator<Item = Tag> {
+        self.consumers.keys().copied()
+    }
+
+    /// Whether a consumer is there.
+    pub(super) fn has(&self, consumer: Tag) -> bool {
+        self.consumers.contains_key(&consumer)
     }
 
     /// What a consumer has claimed.
@@ -206,14 +258,30 @@ impl View {
         self.claims.get(&consumer).unwrap_or(NONE).iter()
     }
 
-    /// The jobs that are done but there, and since when.
-    pub(super) fn finished(&self) -> impl Iterator<Item = (&JobId, Instant)> {
-        self.finished.iter().map(|(id, since)| (id, *since))
+    /// The jobs that are done but there, and since when: the longest first.
+    pub(super) fn finished(&self) -> impl Iterator<Item = &(Instant, JobId)> {
+        self.finished.iter()
     }
 
-    /// The registers without a job, and since when.
-    pub(super) fn orphans(&self) -> impl Iterator<Item = (&JobId, Instant)> {
-        self.orphans.iter().map(|(id, since)| (id, *since))
+    /// The registers without a job, and since when: the longest first.
+    pub(super) fn orphans(&self) -> impl Iterator<Item = &(Instant, JobId)> {
+        self.orphans.iter()
+    }
+
+    /// Leaves a job out, for now.
+    pub(super) fn set_aside(&mut self, id: &JobId) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && entry.class == Class::Open
+            && let Some(spot) = entry.job
+        {
+            entry.class = Class::Aside;
+            self.open.remove(&Place::new(id.clone(), spot.created));
+        }
+    }
+
+    /// Counts a job in again that was left out.
+    pub(super) fn look_again(&mut self, id: &JobId, time: Time) {
+        self.classify(id, time);
     }
 
     /// Learns of a `done` register that was not kept, because its job came after it.
@@ -226,7 +294,7 @@ impl View {
             .as_ref()
             .is_none_or(|it| it.index < seen.index)
         {
-            self.set_register(id.clone(), Some(seen), time);
+            self.set_register(id, Some(seen), time);
         }
     }
 
@@ -236,7 +304,7 @@ impl View {
         (!self.paths.is_raw || !tree, tree)
     }
 
-    fn put(&mut self, node: Node, time: Time) -> Option<JobId> {
+    fn put(&mut self, node: &Node, time: Time) -> Option<JobId> {
         let key = &node.key;
         if node.is_dir {
             return None;
@@ -246,7 +314,7 @@ impl View {
                 created: node.created,
                 modified: node.modified,
             };
-            self.set_job(id.clone(), Some(spot), time);
+            self.set_job(&id, Some(spot), time);
             return Some(id);
         }
         if let Some(id) = Paths::id_in(&self.paths.state, key) {
@@ -263,31 +331,34 @@ impl View {
                 register: register.map(without_reason),
                 index: node.modified,
             };
-            self.set_register(id.clone(), Some(seen), time);
+            self.set_register(&id, Some(seen), time);
             return Some(id);
         }
         if let Some(tag) = self.consumer_at(key) {
             let card: Option<Card> = serde_json::from_slice(&node.value).ok();
             // Who does not say how many it takes gets none; what it claims by itself is its own.
             let slots = card.map_or(0, |card| card.slots.min(MAX_SLOTS));
-            self.consumers.insert(tag, slots);
+            let created = node.created;
+            self.consumers.insert(tag, Station { slots, created });
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
         }
         None
     }
 
     fn removed(&mut self, key: &Key, time: Time) -> Option<JobId> {
         if let Some(id) = Paths::id_in(&self.paths.jobs, key) {
-            self.set_job(id.clone(), None, time);
+            self.set_job(&id, None, time);
             return Some(id);
         }
         if let Some(id) = Paths::id_in(&self.paths.state, key) {
-            self.set_register(id.clone(), None, time);
+            self.set_register(&id, None, time);
             return Some(id);
         }
         if let Some(tag) = self.consumer_at(key) {
             self.consumers.remove(&tag);
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
             return None;
         }
         // A directory, with all that was in it.
@@ -309,19 +380,20 @@ impl View {
 
     fn forget_jobs(&mut self, time: Time) {
         for id in self.ids() {
-            self.set_job(id, None, time);
+            self.set_job(&id, None, time);
         }
     }
 
     fn forget_registers(&mut self, time: Time) {
         for id in self.ids() {
-            self.set_register(id, None, time);
+            self.set_register(&id, None, time);
         }
     }
 
     fn forget_consumers(&mut self, time: Time) {
         for tag in std::mem::take(&mut self.consumers).into_keys() {
             self.classify_claims(tag, time);
+            self.fill_line(tag, None);
         }
     }
 
@@ -329,42 +401,84 @@ impl View {
         self.entries.keys().cloned().collect()
     }
 
-    fn set_job(&mut self, id: JobId, job: Option<Spot>, time: Time) {
-        if let Some(old) = self.entries.get(&id).and_then(|it| it.job)
+    fn set_job(&mut self, id: &JobId, job: Option<Spot>, time: Time) {
+        if let Some(old) = self.entries.get(id).and_then(|it| it.job)
             && job.is_none_or(|new| new.created != old.created)
         {
             self.open.remove(&Place::new(id.clone(), old.created));
         }
-        self.entry(&id).job = job;
-        self.classify(&id, time);
+        self.entry(id, time).job = job;
+        self.classify(id, time);
     }
 
-    fn set_register(&mut self, id: JobId, register: Option<Seen>, time: Time) {
-        let entry = self.entry(&id);
+    fn set_register(&mut self, id: &JobId, register: Option<Seen>, time: Time) {
+        let entry = self.entry(id, time);
         let old = claimant(entry.register.as_ref());
         let new = claimant(register.as_ref());
         entry.register = register;
-        if old != new {
-            if let Some(tag) = old
-                && let Some(claims) = self.claims.get_mut(&tag)
-            {
-                claims.remove(&id);
-                if claims.is_empty() {
-                    self.claims.remove(&tag);
-                }
+        let turn = new.and_then(|_| self.turn(id));
+        if let Some(tag) = old
+            && let Some(claims) = self.claims.get_mut(&tag)
+        {
+            claims.remove(id);
+            if claims.is_empty() {
+                self.claims.remove(&tag);
             }
-            if let Some(tag) = new {
-                self.claims.entry(tag).or_default().insert(id.clone());
-            }
+            self.fill_line(tag, None);
         }
-        self.classify(&id, time);
+        if let Some(tag) = new {
+            self.has_woken |= self.passive.remove(&tag);
+            self.claims.entry(tag).or_default().insert(id.clone());
+            self.fill_line(tag, turn);
+        }
+        self.classify(id, time);
     }
 
-    fn entry(&mut self, id: &JobId) -> &mut Entry {
+    /// The place in line of the slot that an open job is for.
+    fn turn(&self, id: &JobId) -> Option<usize> {
+        let pairs = self.open.iter().zip(self.line_in_use());
+        let mut turns = pairs
+            .filter(|(place, _)| place.id == *id)
+            .map(|(_, turn)| turn);
+        turns.next()
+    }
+
+    fn line_in_use(&self) -> impl Iterator<Item = usize> {
+        let line = self.line.iter().enumerate();
+        line.filter(|(_, tag)| !self.passive.contains(tag))
+            .map(|(turn, _)| turn)
+    }
+
+    /// Makes a consumer stand in line with the slots that are free. If one is not any more, it is the
+    /// one at `turn`, if that is its own: the others keep the jobs that they are for.
+    fn fill_line(&mut self, consumer: Tag, turn: Option<usize>) {
+        let slots = self.consumers.get(&consumer).map_or(0, |it| it.slots);
+        let free = slots.saturating_sub(self.claims(consumer).len());
+        let mut standing = self.line.iter().filter(|tag| **tag == consumer).count();
+        while standing < free {
+            self.line.push(consumer);
+            standing += 1;
+        }
+        let mut turn = turn.filter(|turn| self.line.get(*turn) == Some(&consumer));
+        while standing > free {
+            let first = || self.line.iter().position(|tag| *tag == consumer);
+            let Some(turn) = turn.take().or_else(first) else {
+                return;
+            };
+            self.line.remove(turn);
+            standing -= 1;
+        }
+        if slots == 0 {
+            self.passive.remove(&consumer);
+        }
+    }
+
+    fn entry(&mut self, id: &JobId, time: Time) -> &mut Entry {
         self.entries.entry(id.clone()).or_insert(Entry {
             job: None,
             register: None,
-            class: Class::Aside,
+            class: Class::Gone,
+            since: time.now,
         })
     }
 
@@ -381,30 +495,38 @@ impl View {
             return;
         };
         let class = class(entry, &self.consumers, time.wall);
-        let old = std::mem::replace(&mut entry.class, class);
-        let place = entry.job.map(|spot| Place::new(id.clone(), spot.created));
-        if let Class::Delayed(until) = old {
-            self.delayed.remove(&(until, id.clone()));
-        }
-        if let Some(place) = place {
+        let (old, since) = (entry.class, entry.since);
+        if let Some(spot) = entry.job {
+            let place = Place::new(id.clone(), spot.created);
             match class {
                 Class::Open => self.open.insert(place),
                 _ => self.open.remove(&place),
             };
         }
-        if let Class::Delayed(until) = class {
-            self.delayed.insert((until, id.clone()));
-        }
-        keep_since(&mut self.finished, id, class == Class::Finished, time.now);
-        keep_since(&mut self.orphans, id, class == Class::Orphan, time.now);
         if class == Class::Gone {
             self.entries.remove(id);
+        } else if class == old {
+            return;
+        } else {
+            (entry.class, entry.since) = (class, time.now);
         }
+        match old {
+            Class::Delayed(until) => self.delayed.remove(&(until, id.clone())),
+            Class::Finished => self.finished.remove(&(since, id.clone())),
+            Class::Orphan => self.orphans.remove(&(since, id.clone())),
+            Class::Open | Class::Claimed | Class::Aside | Class::Gone => false,
+        };
+        match class {
+            Class::Delayed(until) => self.delayed.insert((until, id.clone())),
+            Class::Finished => self.finished.insert((time.now, id.clone())),
+            Class::Orphan => self.orphans.insert((time.now, id.clone())),
+            Class::Open | Class::Claimed | Class::Aside | Class::Gone => false,
+        };
     }
 }
 
 /// The class of an entry: the table above.
-fn class(entry: &Entry, consumers: &BTreeMap<Tag, usize>, wall: Duration) -> Class {
+fn class(entry: &Entry, consumers: &BTreeMap<Tag, Station>, wall: Duration) -> Class {
     let register = entry.register.as_ref().map(|seen| seen.register.as_ref());
     let is_there = |tag: &Tag| consumers.contains_key(tag);
     match (entry.job.is_some(), register) {
@@ -435,13 +557,5 @@ fn without_reason(register: Register) -> Register {
             reason: String::new(),
         },
         other => other,
-    }
-}
-
-fn keep_since(times: &mut BTreeMap<JobId, Instant>, id: &JobId, keep: bool, now: Instant) {
-    if keep {
-        times.entry(id.clone()).or_insert(now);
-    } else if !times.is_empty() {
-        times.remove(id);
     }
 }

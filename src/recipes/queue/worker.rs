@@ -227,6 +227,7 @@ struct Work<H> {
 }
 
 /// How a delivery ended.
+#[derive(Clone, Copy)]
 enum End {
     Acked,
     Nacked,

@@ -1,0 +1,68 @@
+//! A long backlog: what it takes to load, to keep, and to claim from. Debug builds are slow; the
+//! number of jobs is `TENURE_BACKLOG` (default 20,000; 100,000 to measure).
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::time::Duration;
+
+use tenure::embedded::Embedded;
+use tenure::runtime::Clock;
+use tenure::store::{Expiry, Put};
+use tenure::{Client, Consumer, Key};
+
+async fn push(client: &Client, number: usize) {
+    let key = Key::new(format!("/_queues/q/jobs/{number:032}")).unwrap();
+    let put = Put::new(key, vec![b'x'; 100], Expiry::Never);
+    client.store().put(put).await.unwrap();
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|it| it.trim().split(' ').next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// From the end of one job to the next delivery, in most cases.
+async fn p99(clock: &Clock, consumer: &mut Consumer, client: &Client, refill: bool) -> Duration {
+    let mut times = Vec::new();
+    for turn in 0..500 {
+        if refill {
+            push(client, 1_000_000 + turn).await;
+        }
+        let start = clock.now();
+        let delivery = consumer.next().await.unwrap().unwrap();
+        delivery.ack().await.unwrap();
+        times.push(clock.now().since(start));
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn a_claim_from_a_long_backlog_takes_no_longer_than_one_from_an_empty_queue() {
+    let jobs = std::env::var("TENURE_BACKLOG").ok();
+    let jobs: usize = jobs.map_or(20_000, |jobs| jobs.parse().unwrap());
+    let clock = Clock::boot();
+    let client = Client::new(Embedded::new());
+    let mut consumer = client.queue("q").consumer(1);
+    push(&client, 0).await;
+    consumer.next().await.unwrap().unwrap().ack().await.unwrap();
+    let empty = p99(&clock, &mut consumer, &client, true).await;
+    consumer.close().await;
+    for number in 1..=jobs {
+        push(&client, number).await;
+    }
+    let (memory, start) = (resident(), clock.now());
+    let mut consumer = client.queue("q").consumer(1);
+    consumer.next().await.unwrap().unwrap().ack().await.unwrap();
+    let (load, grown) = (clock.now().since(start), resident().saturating_sub(memory));
+    let full = p99(&clock, &mut consumer, &client, false).await;
+    println!(
+        "{jobs} jobs: loaded in {load:?}, {grown} KiB more; p99 of claim and ack {full:?}, empty {empty:?}"
+    );
+    // A machine with other work to do is noisy at the microseconds that this takes.
+    assert!(
+        full <= empty * 2 + Duration::from_millis(2),
+        "{full:?}, empty: {empty:?}"
+    );
+}
