@@ -64,7 +64,8 @@ pub use recipes::lock::{Acquire, Lock};
 pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
 pub use recipes::observe::Leaders;
 pub use recipes::queue::{
-    Batch, Claimant, JobId, JobInfo, JobState, Priority, Push, Pushed, Queue, Stats,
+    Batch, Claimant, Consumer, Delivery, Job, JobId, JobInfo, JobState, Priority, Push, Pushed,
+    Queue, Stats,
 };
 pub use recipes::revocation::Revocation;
 pub use session::{HoldState, Loss, SessionState, Who};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::store::{Expiry, Scope, Watch};
 use tenure::{
-    Acquire, Client, Error, Follow, HandLock, Key, Lock, LockGuard, Store, StoreExt, Watcher,
+    Acquire, Campaign, Client, Contender, Election, Error, Follow, HandLock, Key, Leader,
+    Leadership, Lock, LockGuard, MultiGuard, MultiLock, Revocation, Store, StoreExt, Watcher, Who,
 };
 
 fn shared<T: ?Sized + Send + Sync + 'static>() {}
@@ -21,6 +22,15 @@ fn types_are_send_and_sync() {
     shared::<Acquire>();
     shared::<LockGuard>();
     shared::<HandLock>();
+    shared::<Election>();
+    shared::<Campaign>();
+    shared::<Leadership>();
+    shared::<Leader>();
+    shared::<Contender>();
+    shared::<MultiLock>();
+    shared::<MultiGuard>();
+    shared::<Revocation>();
+    shared::<Who>();
     shared::<Follow>();
     shared::<Error>();
     shared::<Embedded>();
@@ -84,6 +94,7 @@ async fn futures_are_send() {
     sent(&client.store().node(&key));
     let guard = lock.acquire().await.unwrap();
     sent(&guard.lost());
+    sent(&guard.revocation());
     sent(&guard.run(std::future::ready(())));
     sent(&guard.put(&key, "", tenure::store::Expiry::Never));
     sent(&guard.delete(&key));
@@ -93,6 +104,31 @@ async fn futures_are_send() {
     sent(&store.pop(&key));
     sent(&store.append_value(&key, "".into(), Expiry::Never));
     sent(&store.wait(Watch::node(key.clone())));
+    sent(&lock.contenders());
+    sent(&lock.request_release(""));
+    sent(&client.who(1));
+    let locks = client.lock_all(["a", "b"]);
+    sent(&locks.acquire().timeout(Duration::ZERO).into_future());
+    sent(&locks.try_acquire());
+    let guards = locks.acquire().await.unwrap();
+    sent(&guards.lost());
+    sent(&guards.run(std::future::ready(())));
+    sent(&guards.release());
+    let election = client.election("a");
+    sent(&election.campaign("").timeout(Duration::ZERO).into_future());
+    sent(&election.try_campaign(""));
+    sent(&election.leader());
+    sent(&election.observe());
+    let owned = String::from("owned");
+    let work = async move |leadership: &Leadership| {
+        let (borrowed, text): (&str, &'static str) = (&owned, "static");
+        leadership.proclaim(text).await?;
+        leadership.proclaim(borrowed.to_owned()).await
+    };
+    sent(&election.lead("", work));
+    let leadership = election.campaign("").await.unwrap();
+    sent(&leadership.proclaim(""));
+    sent(&leadership.resign());
     let watcher: Watcher = client.follow(&key, Scope::Tree);
     sent(&watcher);
     let mut by_hand = client.get_lock("a", Duration::from_secs(60));

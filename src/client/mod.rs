@@ -8,6 +8,7 @@ pub use url::StoreUrl;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,8 +98,9 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future leaves nothing.
     pub async fn connect_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
-        let store = StoreUrl::parse(url.as_ref())?.open(&runtime).await?;
-        Ok(Self::builder(store).runtime(runtime).build())
+        let url = StoreUrl::parse(url.as_ref())?;
+        let store = url.open(&runtime).await?;
+        Ok(Self::builder(store).reopen_from(url, runtime).build())
     }
 
     /// A client of the store that a URL names, without asking it anything yet: as
@@ -123,8 +125,9 @@ impl Client {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn open_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
-        let store = StoreUrl::parse(url.as_ref())?.store(&runtime)?;
-        Ok(Self::builder(store).runtime(runtime).build())
+        let url = StoreUrl::parse(url.as_ref())?;
+        let store = url.store(&runtime)?;
+        Ok(Self::builder(store).reopen_from(url, runtime).build())
     }
 
     /// A client of this store, without asking it anything yet.
@@ -142,6 +145,7 @@ impl Client {
             ttl: Ttl::DEFAULT,
             runtime: Runtime::default(),
             app: None,
+            reopen: None,
         }
     }
 
@@ -334,14 +338,17 @@ pub struct Shutdown {
 }
 
 /// Options of a [`Client`].
-#[derive(Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct ClientBuilder {
     store: Arc<dyn Store>,
     ttl: Ttl,
     runtime: Runtime,
     app: Option<String>,
+    reopen: Option<Reopen>,
 }
+
+/// Makes the store anew.
+pub(crate) type Reopen = Arc<dyn Fn() -> Result<Arc<dyn Store>> + Send + Sync>;
 
 impl ClientBuilder {
     /// The time-to-live that recipes use unless they say otherwise: how long after its holder's
@@ -364,6 +371,28 @@ impl ClientBuilder {
         self
     }
 
+    /// How to make the store anew, without asking it anything yet. Default: not known; where the
+    /// client is made of a URL, from that.
+    ///
+    /// A driver stays with the cluster that it first met: what is locked there means nothing in
+    /// another. A [`cache`](Client::cache) is to go on when its cluster is replaced, and needs a
+    /// store of its own for that.
+    pub fn reopen(
+        mut self,
+        reopen: impl Fn() -> Result<Arc<dyn Store>> + Send + Sync + 'static,
+    ) -> Self {
+        self.reopen = Some(Arc::new(reopen));
+        self
+    }
+
+    fn reopen_from(self, url: StoreUrl, runtime: Runtime) -> Self {
+        let client = self.runtime(runtime.clone());
+        if url.is_embedded() {
+            return client; // anew it would be empty
+        }
+        client.reopen(move || url.store(&runtime))
+    }
+
     /// Makes the client.
     ///
     /// # Panics
@@ -374,13 +403,14 @@ impl ClientBuilder {
             ttl,
             runtime,
             app,
+            reopen,
         } = self;
         let tasks = Tasks::here();
         let core = Core {
             layout: store.about().layout,
             producer: (new_lease(&runtime.entropy), Mutex::default()),
             lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
-            feeds: Feeds::new(store.clone(), runtime.clone(), tasks.clone()),
+            feeds: Feeds::new(store.clone(), reopen, runtime.clone(), tasks.clone()),
             janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
             store,
             runtime,
@@ -444,6 +474,11 @@ impl Core {
         Ok(session)
     }
 
+    /// Runs a task of a recipe, on the runtime in which the client was made.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// A tag that nothing else has, of what hangs on no session. They rise.
     pub(crate) fn job_tag(&self) -> Tag {
         let (name, last) = &self.producer;
@@ -494,6 +529,16 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("store", &self.core.store)
             .field("ttl", &self.core.ttl)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("store", &self.store)
+            .field("ttl", &self.ttl)
+            .field("runtime", &self.runtime)
             .finish_non_exhaustive()
     }
 }

@@ -161,6 +161,10 @@ impl Election {
     ///
     /// Errors that may pass are tried again, after pauses of 25 ms doubling to 1 s.
     ///
+    /// To spawn it, write `async move |leadership: &Leadership| …` and capture what is owned or an
+    /// `Arc`: of a captured reference, even a `&'static str`, today's compiler cannot show that it
+    /// may cross threads.
+    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> tenure::Result<()> {
     /// let client = tenure::Client::connect("embedded:").await?;

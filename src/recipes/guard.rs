@@ -259,12 +259,21 @@ impl Hold {
 
 /// Polls a future for as long as a term lasts.
 pub(super) async fn run_under<F: Future>(term: &Term, future: F) -> Result<F::Output> {
-    let mut lost = pin!(term.lost());
+    run_while(|| term.check(), term.lost(), future).await
+}
+
+/// Polls a future for as long as something is held, which `check` says and `lost` waits for.
+pub(super) async fn run_while<F: Future>(
+    check: impl Fn() -> Result<()>,
+    lost: impl Future<Output = Loss>,
+    future: F,
+) -> Result<F::Output> {
+    let mut lost = pin!(lost);
     let mut future = pin!(future);
     poll_fn(|cx| {
         // The clock decides, even when a late timer has not woken `lost` yet: a process that
         // was stopped for longer than its term must not do one more step.
-        if let Err(error) = term.check() {
+        if let Err(error) = check() {
             return Poll::Ready(Err(error.during("run")));
         }
         if let Poll::Ready(loss) = lost.as_mut().poll(cx) {

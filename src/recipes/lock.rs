@@ -181,7 +181,7 @@ impl Lock {
 
     /// Asks whoever holds the lock now to give it back, and says why. The holder hears of it if it
     /// awaits [`LockGuard::revocation`], and may do as it likes: see
-    /// [`revocation`](crate::recipes::revocation). Returns the token that was asked back; `None` if
+    /// [`revocation`]. Returns the token that was asked back; `None` if
     /// nobody holds.
     ///
     /// # Errors

@@ -139,7 +139,7 @@ fn in_order(mut locks: Vec<(String, Lock)>) -> Result<Vec<(String, Lock)>> {
     for (_, lock) in &locks {
         lock.dir().map_err(|error| error.during("lock all"))?;
     }
-    locks.sort_by(|(_, one), (_, other)| one.dir().ok().cmp(&other.dir().ok()));
+    locks.sort_by_key(|(_, lock)| lock.dir().ok());
     let mut previous = None;
     for (name, lock) in &locks {
         let dir = lock.dir()?;

@@ -63,7 +63,7 @@ enum Standing {
 }
 
 impl Term {
-    pub(super) fn new(key: Key, value: Bytes, clock: Clock, deadline: Instant) -> Self {
+    pub(crate) fn new(key: Key, value: Bytes, clock: Clock, deadline: Instant) -> Self {
         let standing = watch::Sender::new(Standing::Held {
             deadline,
             suspect: false,
@@ -177,7 +177,7 @@ impl Term {
     }
 
     /// It ends here, earlier or later than it seemed: what it hangs on may have changed, or has not.
-    pub(super) fn end_at(&self, to: Instant) {
+    pub(crate) fn end_at(&self, to: Instant) {
         self.update(|held, _| {
             if let Standing::Held { deadline, .. } = held {
                 *deadline = to;

@@ -71,6 +71,11 @@ impl Writer {
         writes.buffer_unordered(32).for_each(async |_| {}).await;
     }
 
+    /// More than any store remembers.
+    pub(crate) async fn set_many_there(&self, count: usize) {
+        self.set_many(count, |_| "many".to_owned()).await;
+    }
+
     /// What is there, linearizably.
     pub(crate) async fn all(&self) -> BTreeMap<Key, Bytes> {
         let config = config();

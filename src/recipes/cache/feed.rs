@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::board::{self, State, Writer};
 use super::fold::{Fold, Stored, What};
 use super::health::Health;
+use crate::client::Reopen;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::{Instant, Runtime, Tasks};
@@ -32,6 +33,7 @@ pub(super) type Reader = board::Reader<Stored, What>;
 /// All feeds of a client.
 pub(crate) struct Feeds {
     store: Arc<dyn Store>,
+    reopen: Option<Reopen>,
     runtime: Runtime,
     tasks: Tasks,
     open: Mutex<BTreeMap<Key, Weak<Feed>>>,
@@ -39,9 +41,15 @@ pub(crate) struct Feeds {
 }
 
 impl Feeds {
-    pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, tasks: Tasks) -> Arc<Self> {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        reopen: Option<Reopen>,
+        runtime: Runtime,
+        tasks: Tasks,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
+            reopen,
             runtime,
             tasks,
             open: Mutex::default(),
@@ -86,6 +94,7 @@ impl Feeds {
         });
         let driver = Driver {
             store: self.store.clone(),
+            reopen: self.reopen.clone(),
             runtime: self.runtime.clone(),
             prefix: prefix.clone(),
             source: Source::Due(self.runtime.clock.now()),
@@ -130,6 +139,7 @@ impl Drop for Feed {
 
 struct Driver {
     store: Arc<dyn Store>,
+    reopen: Option<Reopen>,
     runtime: Runtime,
     prefix: Key,
     source: Source,
@@ -208,6 +218,10 @@ impl Driver {
             many => SLOWEST.min(SLOW.saturating_mul(2_u32.saturating_pow(many))),
         };
         self.failures = self.failures.saturating_add(1);
+        if changed && let Some(Ok(store)) = self.reopen.as_ref().map(|reopen| reopen()) {
+            // The driver at hand stays with the cluster that it first met.
+            self.store = store;
+        }
         let pause = self.runtime.entropy.jitter(pause);
         tracing::warn!(
             target: "tenure::cache", prefix = %self.prefix, %error, retry_in = ?pause,

@@ -11,8 +11,10 @@
 //!    is seen, and by value. The index of modification is left out, because refreshing a
 //!    time-to-live moves it. What differs is told as *one* [`Change::Resync`].
 //! 4. **Another cluster**, or one restored from a backup, is told ([`Change::Trouble`]) and listed
-//!    anew. So is a store that has refused (credentials, roles), after 5 to 30 s. A cache never
-//!    stops for good while it lives.
+//!    anew, through a store made anew, because a driver stays with the cluster that it first met:
+//!    clients made of a URL know how, others by [`reopen`](crate::ClientBuilder::reopen). So is a
+//!    store that has refused (credentials, roles), after 5 to 30 s. A cache never stops for good
+//!    while it lives.
 //! 5. Each new value goes through the **decoder**. One that is refused, or at which the decoder
 //!    panics, is told ([`Change::Bad`]) and changes nothing: the last good one stays.
 //!

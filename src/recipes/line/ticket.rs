@@ -179,12 +179,11 @@ impl Ticket {
     ) -> Result<Option<Self>> {
         let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
         let look = Get::children(dir.clone()).fresh(seen).keys_only();
-        let view = core.store.get(look).await.map_err(|error| {
+        let view = core.store.get(look).await.inspect_err(|error| {
             if error.kind() == ErrorKind::ClusterChanged {
                 // Told once; what this client has seen counts for nothing there.
                 core.forget_seen();
             }
-            error
         })?;
         let mut nodes = view.nodes.iter();
         if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {

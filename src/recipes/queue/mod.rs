@@ -3,11 +3,18 @@
 mod admin;
 mod batch;
 mod census;
+mod claim;
+mod consumer;
+mod delivery;
+mod driver;
 mod job;
+mod machine;
 mod outcome;
 mod paths;
 mod push;
 mod register;
+mod registration;
+mod view;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +22,8 @@ use std::time::Duration;
 
 pub use batch::Batch;
 pub use census::{Claimant, JobInfo, JobState, Stats};
+pub use consumer::Consumer;
+pub use delivery::{Delivery, Job};
 pub use job::{JobId, Priority};
 use paths::Paths;
 pub use push::{Push, Pushed};
@@ -59,6 +68,12 @@ impl Queue {
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.keep = Ttl::new(ttl).map(Keep::Shared);
         self
+    }
+
+    /// A stream of deliveries that takes `slots` jobs (1 to 1,000) at once. With one, it sees
+    /// exactly the order of the appends. Nothing is sent before it is polled.
+    pub fn consumer(&self, slots: usize) -> Consumer {
+        Consumer::new(consumer::Options::new(self.clone(), slots))
     }
 }
 

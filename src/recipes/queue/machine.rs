@@ -1,0 +1,526 @@
+//! What a consumer decides: which jobs it claims, what it puts back, what it clears away. Pure: no
+//! clock, no I/O.
+//!
+//! # Who claims what
+//! Every consumer sees the same changes in the same order, and computes from them, change by
+//! change, which open job is whose: the first open job that is nobody's goes to the consumer with a
+//! free slot that has the highest hash with it, and stays with it. A slot is free when *the view*
+//! shows neither a claim nor an assignment in it. So consumers whose views are of different age
+//! still agree on each assignment, and nobody races for the head. What is not the same for all is
+//! when they came and what time it is; then two may claim one job, one of them fails, and the next
+//! changes make their views agree again.
+//!
+//! Whoever lets an assignment pass (stopped, draining, slow) loses it, and gets no other until the
+//! view shows a claim of it. Nobody counts itself out: the others do that.
+//!
+//! # What is mine
+//! ```text
+//! claim ─▶ Claiming ─▶ Held ─▶ Settling (ack, nack, put back) ─▶ Tidying ─▶ Until the view shows it
+//!              └─ failed ─▶ Doubt, until the view shows why or some time has passed
+//! ```
+//! A register that the view shows as claimed by me, and that is in none of these, was claimed by a
+//! request that came late: nobody was given the job, so it is put back, uncounted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::job::JobId;
+use super::paths::Paths;
+use super::register::Register;
+use super::view::{Class, Seen, Time, View};
+use crate::key::{Index, Key, Tag};
+use crate::runtime::{Entropy, Instant};
+use crate::store::{self, Event};
+
+/// How long an assignment is waited for at least, and at most.
+const LAPSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// A job that is done is deleted by whoever did it; by others after this long, and up to twice as
+/// long.
+const FINISHED: Duration = Duration::from_secs(2);
+/// For how long a register may be without a job: its producer is about to write it.
+const ORPHAN: Duration = Duration::from_secs(600);
+/// For how long a job is left alone after a failure that the view does not explain.
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// A consumer's mind.
+#[derive(Debug)]
+pub(super) struct Machine {
+    view: View,
+    slots: usize,
+    max_attempts: u32,
+    /// Its node, and when that was made; `None` while there is none.
+    me: Option<(Tag, Index)>,
+    /// Whether it claims no more.
+    is_draining: bool,
+    /// No claim before this: the store does not answer.
+    rest: Option<Instant>,
+    assigned: BTreeMap<JobId, Assignment>,
+    passive: BTreeSet<Tag>,
+    mine: BTreeMap<JobId, Mine>,
+    /// Those that were found taken over.
+    lost: Vec<u64>,
+    /// Claims that the view has not shown yet, and since when they are under way.
+    unseen: BTreeMap<u64, Instant>,
+    /// How long that took of late.
+    echo: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Assignment {
+    to: Tag,
+    since: Instant,
+}
+
+/// What this consumer has to do with a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mine {
+    /// A claim of this nonce is under way.
+    Claiming(u64),
+    /// Claimed, at this index.
+    Held { nonce: u64, index: Index },
+    /// It is being acked, nacked or put back.
+    Settling,
+    /// Something is being cleared away.
+    Tidying,
+    /// Done; the view does not show it before this index.
+    Until(Index),
+    /// Failed. To be let alone until then, or until its register changes.
+    Doubt(Instant),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Claim it: write `to` where there is `from`. If it turns out to be done, delete the job as it
+    /// was last written at `job`.
+    Claim {
+        id: JobId,
+        job: Index,
+        from: Option<Seen>,
+        to: Register,
+    },
+    /// Write `to` where there is `from`: a stray claim back to ready, a poison job to dead.
+    Write {
+        id: JobId,
+        from: Option<Seen>,
+        to: Register,
+    },
+    /// Delete a job that is done, as it was last written at this index.
+    DeleteJob { id: JobId, index: Index },
+    /// Delete a register whose job is gone, as it was last written at this index.
+    DeleteRegister { id: JobId, index: Index },
+}
+
+/// What became of something that was begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The register was written at this index, by us or before us: the view will show it.
+    Written(Index),
+    /// The job was deleted, or was gone already.
+    Cleared,
+    /// The register says that the job is done, which the view does not: the job came after it.
+    IsDone(Seen),
+    /// The store did not do it, or nobody knows.
+    Failed,
+}
+
+/// What there is to do, and when to look again.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub(super) wants: Vec<Want>,
+    /// The nonces of claims that somebody else has ended.
+    pub(super) lost: Vec<u64>,
+    pub(super) wake: Option<Instant>,
+}
+
+impl Machine {
+    pub(super) fn new(paths: Paths, slots: usize, max_attempts: u32) -> Self {
+        Self {
+            view: View::new(paths),
+            slots,
+            max_attempts,
+            me: None,
+            is_draining: false,
+            rest: None,
+            assigned: BTreeMap::new(),
+            passive: BTreeSet::new(),
+            mine: BTreeMap::new(),
+            lost: Vec::new(),
+            unseen: BTreeMap::new(),
+            echo: Duration::ZERO,
+        }
+    }
+
+    /// It has a node now.
+    pub(super) fn registered(&mut self, tag: Tag, at: Index) {
+        self.me = Some((tag, at));
+    }
+
+    /// Its node is gone: nothing is its own any more.
+    pub(super) fn unregistered(&mut self) {
+        self.me = None;
+        self.mine.clear();
+        self.assigned.clear();
+        self.unseen.clear();
+    }
+
+    /// Whether its node was seen to be gone.
+    pub(super) fn is_buried(&self) -> bool {
+        match (self.me, self.view.index()) {
+            (Some((tag, at)), Some(index)) => {
+                index >= at && !self.view.consumers().contains_key(&tag)
+            }
+            _ => false,
+        }
+    }
+
+    /// It claims no more.
+    pub(super) fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// It claims nothing until then.
+    pub(super) fn rest(&mut self, until: Instant) {
+        self.rest = Some(until);
+    }
+
+    pub(super) fn snapshot(&mut self, root: &Key, view: store::View, time: Time) {
+        self.view.snapshot(root, view, time);
+        for assignment in self.assigned.values_mut() {
+            assignment.since = time.now;
+        }
+        let ids: Vec<JobId> = self.mine.keys().cloned().collect();
+        for id in ids {
+            self.touched(&id, time);
+        }
+    }
+
+    pub(super) fn event(&mut self, root: &Key, event: Event, time: Time) {
+        if let Some(id) = self.view.event(root, event, time) {
+            self.touched(&id, time);
+        }
+    }
+
+    pub(super) fn progress(&mut self, root: &Key, index: Index) {
+        self.view.progress(root, index);
+    }
+
+    /// A claim has succeeded, and its job was read. False if somebody has ended it since.
+    pub(super) fn claimed(&mut self, id: &JobId, nonce: u64, index: Index) -> bool {
+        if self.has_ended(id, nonce, index) {
+            self.mine.remove(id);
+            return false;
+        }
+        self.mine.insert(id.clone(), Mine::Held { nonce, index });
+        true
+    }
+
+    /// A claim is about to be settled. False if it is not held any more.
+    pub(super) fn settling(&mut self, id: &JobId, nonce: u64) -> bool {
+        let is_held =
+            matches!(self.mine.get(id), Some(Mine::Held { nonce: held, .. }) if *held == nonce);
+        if is_held {
+            self.mine.insert(id.clone(), Mine::Settling);
+        }
+        is_held
+    }
+
+    /// It is acked; its job is still to be deleted.
+    pub(super) fn acked(&mut self, id: &JobId) {
+        self.mine.insert(id.clone(), Mine::Tidying);
+    }
+
+    /// What was begun is over.
+    pub(super) fn finished(&mut self, id: &JobId, outcome: Outcome, time: Time) {
+        if let Some(Mine::Claiming(nonce)) = self.mine.get(id) {
+            self.unseen.remove(nonce);
+        }
+        let doubt = Mine::Doubt(time.now + DOUBT);
+        let next = match outcome {
+            Outcome::Written(index) => Some(Mine::Until(index)),
+            Outcome::Cleared => self.view.job_modified(id).map(|_| doubt),
+            Outcome::IsDone(seen) => {
+                self.view.is_done(id, seen, time);
+                None
+            }
+            Outcome::Failed => Some(doubt),
+        };
+        match next {
+            Some(mine) => drop(self.mine.insert(id.clone(), mine)),
+            None => drop(self.mine.remove(id)),
+        }
+    }
+
+    /// What is to be done now.
+    pub(super) fn step(&mut self, time: Time, entropy: &Entropy) -> Step {
+        let mut step = Step {
+            lost: std::mem::take(&mut self.lost),
+            ..Step::default()
+        };
+        let Some((me, at)) = self.me else {
+            return step;
+        };
+        let Some(index) = self.view.index().filter(|index| *index >= at) else {
+            return step;
+        };
+        self.mine.retain(|_, mine| match mine {
+            Mine::Until(until) => *until > index,
+            Mine::Doubt(until) => *until > time.now,
+            _ => true,
+        });
+        let ripe = self.view.ripen(time);
+        step.wake = ripe.map(|wall| time.now + wall.saturating_sub(time.wall));
+        self.put_back_strays(me, &mut step);
+        self.tidy(me, time, &mut step);
+        if !self.is_draining {
+            self.assign(me, time.now, &mut step);
+            self.claim(me, time.now, entropy, &mut step);
+        }
+        let doubts = self.mine.values().filter_map(|mine| match mine {
+            Mine::Doubt(until) => Some(*until),
+            _ => None,
+        });
+        if let Some(until) = doubts.min() {
+            step.wake_at(until);
+        }
+        step
+    }
+
+    /// Looks what a change of a job's register or of the job means for what is mine, and for whom
+    /// it shows to be awake.
+    fn touched(&mut self, id: &JobId, time: Time) {
+        let register = self
+            .view
+            .register(id)
+            .and_then(|seen| seen.register.as_ref());
+        if let Some(Register::Claimed {
+            consumer, claim, ..
+        }) = register
+        {
+            self.passive.remove(consumer);
+            if let Some(since) = self.unseen.remove(claim) {
+                let took = time.now.since(since);
+                self.echo = took.max(self.echo - self.echo / 8);
+            }
+        }
+        match self.mine.get(id) {
+            Some(Mine::Held { nonce, index }) if self.has_ended(id, *nonce, *index) => {
+                self.lost.push(*nonce);
+                self.mine.remove(id);
+            }
+            Some(Mine::Doubt(_)) => drop(self.mine.remove(id)),
+            _ => {}
+        }
+    }
+
+    /// Whether the view shows that a claim, made at `index`, is over.
+    fn has_ended(&self, id: &JobId, nonce: u64, index: Index) -> bool {
+        if self.view.index().is_none_or(|at| at < index) {
+            return false;
+        }
+        let register = self
+            .view
+            .register(id)
+            .and_then(|seen| seen.register.as_ref());
+        !matches!(register, Some(Register::Claimed { claim, .. }) if *claim == nonce)
+    }
+
+    /// Claims of mine that nobody here knows of.
+    fn put_back_strays(&mut self, me: Tag, step: &mut Step) {
+        let strays = self
+            .view
+            .claims(me)
+            .filter(|id| !self.mine.contains_key(id));
+        let strays: Vec<JobId> = strays.cloned().collect();
+        for id in strays {
+            let Some(from) = self.view.register(&id).cloned() else {
+                continue;
+            };
+            let attempts = from.register.as_ref().map_or(0, Register::attempts);
+            let to = Register::Ready {
+                attempts: attempts.saturating_sub(1),
+                not_before: Duration::ZERO,
+            };
+            let from = Some(from);
+            self.mine.insert(id.clone(), Mine::Tidying);
+            step.wants.push(Want::Write { id, from, to });
+        }
+    }
+
+    /// What others have left lying.
+    fn tidy(&mut self, me: Tag, time: Time, step: &mut Step) {
+        let mut wants = Vec::new();
+        for (id, since) in self.view.finished() {
+            if self.mine.contains_key(id) {
+                continue;
+            }
+            // Not all at the same time.
+            let share = (hash(me, id) >> 32) as u32;
+            let due = since + FINISHED + FINISHED.mul_f64(f64::from(share) / f64::from(u32::MAX));
+            match self.view.job_modified(id) {
+                Some(index) if time.now >= due => {
+                    let id = id.clone();
+                    wants.push(Want::DeleteJob { id, index });
+                }
+                _ => step.wake_at(due),
+            }
+        }
+        for (id, since) in self.view.orphans() {
+            if self.mine.contains_key(id) {
+                continue;
+            }
+            // One does it; if that one does not, all do.
+            let patience = match self.chosen(id, self.view.consumers().keys().copied()) {
+                Some(chosen) if chosen == me => ORPHAN,
+                _ => ORPHAN * 2,
+            };
+            let due = since + patience;
+            match self.view.register(id) {
+                Some(seen) if time.now >= due => {
+                    let (id, index) = (id.clone(), seen.index);
+                    wants.push(Want::DeleteRegister { id, index });
+                }
+                _ => step.wake_at(due),
+            }
+        }
+        for want in &wants {
+            self.mine.insert(want.id().clone(), Mine::Tidying);
+        }
+        step.wants.append(&mut wants);
+    }
+
+    /// Says of each open job, in order, whose it is, as long as there are free slots.
+    fn assign(&mut self, me: Tag, now: Instant, step: &mut Step) {
+        let consumers = self.view.consumers();
+        self.passive.retain(|tag| consumers.contains_key(tag));
+        let lapse = (self.echo * 3).clamp(LAPSE.0, LAPSE.1);
+        for assignment in self.assigned.values() {
+            // I know better whether I am awake: who counted itself out would never come back.
+            if assignment.to != me && now >= assignment.since + lapse {
+                self.passive.insert(assignment.to);
+            }
+        }
+        let (view, passive) = (&self.view, &self.passive);
+        self.assigned.retain(|id, it| {
+            view.class(id) == Some(Class::Open)
+                && consumers.contains_key(&it.to)
+                && !passive.contains(&it.to)
+        });
+        let mut free: BTreeMap<Tag, usize> = BTreeMap::new();
+        for (tag, slots) in consumers {
+            if !passive.contains(tag) {
+                free.insert(*tag, slots.saturating_sub(view.claims(*tag).len()));
+            }
+        }
+        for assignment in self.assigned.values() {
+            if let Some(slots) = free.get_mut(&assignment.to) {
+                *slots = slots.saturating_sub(1);
+            }
+        }
+        free.retain(|_, slots| *slots > 0);
+        for id in view.open() {
+            if free.is_empty() {
+                break;
+            }
+            if self.assigned.contains_key(id) {
+                continue;
+            }
+            let Some(to) = self.chosen(id, free.keys().copied()) else {
+                break;
+            };
+            if let Some(slots) = free.get_mut(&to) {
+                *slots -= 1;
+                if *slots == 0 {
+                    free.remove(&to);
+                }
+            }
+            self.assigned
+                .insert(id.clone(), Assignment { to, since: now });
+        }
+        for assignment in self.assigned.values().filter(|it| it.to != me) {
+            step.wake_at(assignment.since + lapse);
+        }
+    }
+
+    /// Claims what is assigned to me, in order; what has failed too often is given up instead.
+    fn claim(&mut self, me: Tag, now: Instant, entropy: &Entropy, step: &mut Step) {
+        if let Some(rest) = self.rest.filter(|rest| now < *rest) {
+            return step.wake_at(rest);
+        }
+        let is_active =
+            |mine: &&Mine| matches!(mine, Mine::Claiming(_) | Mine::Held { .. } | Mine::Settling);
+        let mut free = self
+            .slots
+            .saturating_sub(self.mine.values().filter(is_active).count());
+        let is_for_me = |id: &&JobId| self.assigned.get(id).is_some_and(|it| it.to == me);
+        let assigned = self.assigned.values().filter(|it| it.to == me).count();
+        let ids = self.view.open().filter(is_for_me).take(assigned);
+        let ids: Vec<JobId> = ids
+            .filter(|id| !self.mine.contains_key(id))
+            .cloned()
+            .collect();
+        for id in ids {
+            let Some(job) = self.view.job_modified(&id) else {
+                continue;
+            };
+            let from = self.view.register(&id).cloned();
+            let register = from.as_ref().and_then(|seen| seen.register.as_ref());
+            let attempts = register.map_or(0, Register::attempts);
+            if attempts >= self.max_attempts {
+                let reason = format!("given up after {attempts} deliveries");
+                let to = Register::Dead { attempts, reason };
+                self.mine.insert(id.clone(), Mine::Tidying);
+                step.wants.push(Want::Write { id, from, to });
+            } else if free > 0 {
+                free -= 1;
+                let claim = entropy.u64();
+                let to = Register::Claimed {
+                    attempts: attempts + 1,
+                    consumer: me,
+                    claim,
+                };
+                self.unseen.insert(claim, now);
+                self.mine.insert(id.clone(), Mine::Claiming(claim));
+                step.wants.push(Want::Claim { id, job, from, to });
+            }
+        }
+    }
+
+    /// The one of these whose hash with a job is the highest.
+    fn chosen(&self, id: &JobId, among: impl Iterator<Item = Tag>) -> Option<Tag> {
+        among.max_by_key(|tag| (hash(*tag, id), *tag))
+    }
+}
+
+impl Step {
+    fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+impl Want {
+    pub(super) fn id(&self) -> &JobId {
+        match self {
+            Self::Claim { id, .. }
+            | Self::Write { id, .. }
+            | Self::DeleteJob { id, .. }
+            | Self::DeleteRegister { id, .. } => id,
+        }
+    }
+}
+
+/// The same everywhere and for ever: FNV-1a, and a last mix, without which names that end alike
+/// would have hashes that begin alike.
+fn hash(tag: Tag, id: &JobId) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let tag = [tag.session().to_le_bytes(), tag.nonce().to_le_bytes()];
+    for byte in tag.as_flattened().iter().chain(id.as_str().as_bytes()) {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;
