@@ -95,7 +95,11 @@ impl Teller {
 
     fn diff(&mut self, diff: &Diff<Bytes>) -> std::io::Result<()> {
         for changed in &diff.changed {
-            let word = if changed.new.is_some() { "put" } else { "delete" };
+            let word = if changed.new.is_some() {
+                "put"
+            } else {
+                "delete"
+            };
             self.key(word, &changed.key, changed.new.as_deref(), diff.to.get())?;
             self.left = self.left.map(|left| left.saturating_sub(1));
             if self.left == Some(0) {

@@ -66,7 +66,9 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
     }
     let line = |cells: [&str; N]| {
         let cells = cells.into_iter().zip(widths);
-        let cells: Vec<String> = cells.map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         say(cells.join("  ").trim_end());
     };
     line(head);

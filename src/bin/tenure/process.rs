@@ -131,7 +131,10 @@ fn below(without: impl Fn(i32) -> bool) -> Vec<(Pid, bool)> {
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
         if let Some((state, parent)) = stat.ok().as_deref().and_then(parent) {
-            children.entry(parent).or_default().push((pid, state == "Z"));
+            children
+                .entry(parent)
+                .or_default()
+                .push((pid, state == "Z"));
         }
     }
     let mut found = Vec::new();

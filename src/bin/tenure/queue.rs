@@ -218,9 +218,10 @@ fn row(job: &JobInfo) -> [String; 6] {
         JobState::Delayed { until } => ("delayed", format!("until {}", date(*until))),
         JobState::Claimed { by } => (
             "claimed",
-            by.who
-                .as_ref()
-                .map_or_else(|| format!("by {:016x}", by.session), |who| format!("by {who}")),
+            by.who.as_ref().map_or_else(
+                || format!("by {:016x}", by.session),
+                |who| format!("by {who}"),
+            ),
         ),
         JobState::Dead { reason } => ("dead", reason.clone()),
         _ => ("?", String::new()),

@@ -88,8 +88,8 @@ pub(crate) async fn status(
 async fn tell_status(client: &Client, args: &StatusArgs, format: Format) -> Result<u8> {
     let line = if args.election {
         client.election(&args.name).candidates().await?
-    } else if args.semaphore {
-        client.semaphore(&args.name).contenders().await?
+    //SEM     } else if args.semaphore {
+    //SEM         client.semaphore(&args.name).contenders().await?
     } else if args.raw {
         client.raw_lock(&args.name).contenders().await?
     } else {

@@ -116,9 +116,8 @@ impl<'a> Census<'a> {
         } else if let Some(id) = Paths::id_in(&self.paths.state, &node.key) {
             self.registers.insert(id, Found::in_node(Some(node)));
         } else if let Some(tag) = node.key.below(&self.paths.consumers).and_then(Tag::parse) {
-            let worker = serde_json::from_slice(&node.value).unwrap_or_default();
-            let session = tag.session();
-            self.consumers.insert(tag, Claimant { session, ..worker });
+            let (session, who) = (tag.session(), Who::parse(&node.value));
+            self.consumers.insert(tag, Claimant { session, who });
         }
     }
 

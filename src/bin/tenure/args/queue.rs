@@ -117,6 +117,8 @@ pub(crate) struct Working {
 }
 
 fn priority(text: &str) -> Result<Priority, String> {
-    let number = text.parse().map_err(|_| "a number from 0 to 9".to_owned())?;
+    let number = text
+        .parse()
+        .map_err(|_| "a number from 0 to 9".to_owned())?;
     Priority::new(number).map_err(|error| error.detail().to_owned())
 }
