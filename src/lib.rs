@@ -65,7 +65,7 @@ pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
 pub use recipes::observe::Leaders;
 pub use recipes::queue::{
     Batch, Claimant, Consumer, Delivery, Job, JobId, JobInfo, JobState, Priority, Push, Pushed,
-    Queue, Stats,
+    Queue, Stats, Worker,
 };
 pub use recipes::revocation::Revocation;
 pub use session::{HoldState, Loss, SessionState, Who};

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId, Name, Tag, Ttl};
@@ -62,6 +64,10 @@ pub(crate) struct Core {
     /// Whose sessions these are.
     pub(crate) who: Who,
     tasks: Tasks,
+    /// Cancelled when the client is about to be shut down.
+    pub(crate) draining: CancellationToken,
+    /// The workers that are to end before it is.
+    workers: TaskTracker,
     ttl: Ttl,
     sessions: Mutex<BTreeMap<Ttl, Session>>,
     /// Closes the sessions that belong to one lock each.
@@ -288,8 +294,19 @@ impl Client {
         self.core.janitor.idle().await;
     }
 
-    /// Ends the client: refuses new work, revokes the sessions (which deletes what hangs on them),
-    /// finishes what was given up, and waits for the tasks, for at most `deadline`.
+    /// Returns once a [`shutdown`](Self::shutdown) has begun: for loops of your own, which can end
+    /// what they have begun. The shutdown does not wait for them.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn closing(&self) {
+        self.core.draining.cancelled().await;
+    }
+
+    /// Ends the client: lets [workers](crate::recipes::queue::Worker) end the jobs that they have
+    /// begun, for at most half of `deadline`; then refuses new work, revokes the sessions (which
+    /// deletes what hangs on them), finishes what was given up, and waits for the tasks, for at
+    /// most `deadline` in all.
     ///
     /// Guards that are still held are lost: release them first.
     ///
@@ -298,6 +315,13 @@ impl Client {
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         let core = &self.core;
         let limit = core.runtime.clock.now() + deadline;
+        core.draining.cancel();
+        core.workers.close();
+        tokio::select! {
+            biased;
+            () = core.workers.wait() => {}
+            () = core.runtime.clock.sleep(deadline / 2) => {}
+        }
         core.closed.store(true, Ordering::Release);
         // First, because it frees most: clean-ups can take all the time there is.
         for session in std::mem::take(&mut *core.sessions()).into_values() {
@@ -416,6 +440,8 @@ impl ClientBuilder {
             runtime,
             who: Who::here(app),
             tasks,
+            draining: CancellationToken::new(),
+            workers: TaskTracker::new(),
             ttl,
             sessions: Mutex::default(),
             own: Mutex::default(),
@@ -477,6 +503,11 @@ impl Core {
     /// Runs a task of a recipe, on the runtime in which the client was made.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
+    }
+
+    /// A worker that a shutdown waits for, until this is dropped.
+    pub(crate) fn working(&self) -> TaskTrackerToken {
+        self.workers.token()
     }
 
     /// A tag that nothing else has, of what hangs on no session. They rise.

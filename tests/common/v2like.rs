@@ -190,7 +190,17 @@ impl<S: Store + Clone> Store for V2Like<S> {
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
-        assert_eq!(withdraw.naming, Naming::Ticket, "recipes append tickets");
+        if withdraw.naming == Naming::Tag {
+            let key = withdraw.dir.join(&withdraw.tag.to_string())?;
+            return match self.inner.delete(Delete::new(key)).await {
+                Ok(deleted) => Ok(Withdrawn::new(deleted.index, true, true)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let index = error.index().unwrap_or(tenure::Index::new(1).unwrap());
+                    Ok(Withdrawn::new(index, false, withdraw.node.is_some()))
+                }
+                Err(error) => Err(error),
+            };
+        }
         for _ in 0..4 {
             let view = self.inner.get(Get::children(withdraw.dir.clone())).await?;
             let is_ours = |node: &&Node| {

@@ -576,6 +576,137 @@ pub(crate) async fn bad_options_are_refused_before_anything_is_sent(world: World
     );
 }
 
+pub(crate) async fn a_worker_does_jobs_retries_failures_and_buries_poison(world: World) {
+    let client = world.client();
+    push_all(
+        &client,
+        ["good", "panics", "fails", "once"].map(String::from),
+    )
+    .await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let worker = client.queue("q").worker();
+    let worker = worker.concurrency(2).max_attempts(3);
+    let worker = worker.retry_delay(|attempt| Duration::from_millis(20) * attempt);
+    let worker = worker.until(async move { drop(stopped.await) });
+    let mut progress = worker.progress();
+    let running = tokio::spawn(worker.run(|job: tenure::Job| async move {
+        assert!(job.is_held() && job.deadline().is_some());
+        assert_eq!(job.payload(), format!("do {}", job.id()).as_bytes());
+        match (job.id().as_str(), job.attempt()) {
+            ("panics", attempt) => panic!("on purpose, {attempt}"),
+            ("fails", attempt) => Err(format!("no luck, {attempt}")),
+            ("once", 1) => Err("not yet".to_owned()),
+            _ => Ok(()),
+        }
+    }));
+    let all = async {
+        while progress.report().dead < 2 || progress.report().acked < 2 {
+            progress.changed().await.unwrap();
+        }
+    };
+    soon("all ends", all).await;
+    stop.send(()).unwrap();
+    let report = soon("the worker", running).await.unwrap().unwrap();
+    assert_eq!(
+        (report.acked, report.nacked, report.dead),
+        (2, 5, 2),
+        "{report:?}"
+    );
+    assert_eq!((report.lost, report.running), (0, 0), "{report:?}");
+    let dead = "dead 3 given up after 3 deliveries: ";
+    assert_eq!(
+        state(&client, "panics").await.unwrap(),
+        format!("{dead}panicked: on purpose, 3")
+    );
+    assert_eq!(
+        state(&client, "fails").await.unwrap(),
+        format!("{dead}no luck, 3")
+    );
+    assert!(consumers(&client).await.is_empty());
+}
+
+pub(crate) async fn a_worker_that_is_stopped_ends_what_it_has_begun(world: World) {
+    let client = world.client();
+    push_all(&client, numbered(6)).await;
+    let (begun, mut beginnings) = tokio::sync::mpsc::unbounded_channel();
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let worker = client.queue("q").worker().concurrency(2);
+    let running = tokio::spawn({
+        let go = go.clone();
+        worker.run(move |job| {
+            let (begun, go) = (begun.clone(), go.clone());
+            async move {
+                begun.send(job.id().to_string()).unwrap();
+                go.acquire().await.map(|permit| permit.forget())
+            }
+        })
+    });
+    for _ in 0..2 {
+        soon("a beginning", beginnings.recv()).await.unwrap();
+    }
+    let closing = tokio::spawn({
+        let client = client.clone();
+        async move { client.closing().await }
+    });
+    let shutdown = tokio::spawn({
+        let client = client.clone();
+        async move { client.shutdown(LONG).await }
+    });
+    soon("the notice", closing).await.unwrap();
+    tokio::time::sleep(MOMENT).await;
+    assert!(
+        !running.is_finished() && !shutdown.is_finished(),
+        "two jobs are under way"
+    );
+    go.add_permits(6);
+    let report = soon("the worker", running).await.unwrap().unwrap();
+    assert_eq!((report.acked, report.lost), (2, 0), "{report:?}");
+    let left = soon("the shutdown", shutdown).await.unwrap();
+    assert_eq!((left.left_to_ttl, left.tasks_left), (0, 0));
+    let other = world.client();
+    let mut consumer = other.queue("q").consumer(1);
+    for name in numbered(6).skip(2) {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((delivery.id().to_string(), delivery.attempt()), (name, 1));
+        delivery.ack().await.unwrap();
+    }
+}
+
+pub(crate) async fn a_handler_is_cancelled_when_its_job_is_lost_and_the_worker_goes_on(
+    world: World,
+) {
+    struct Gone(tokio::sync::mpsc::UnboundedSender<()>);
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+    let client = world.client();
+    push(&client, "a").await;
+    let (dropped, mut drops) = tokio::sync::mpsc::unbounded_channel();
+    let worker = client.queue("q").worker().max_run(MOMENT);
+    let mut progress = worker.progress();
+    let running = tokio::spawn(worker.run(move |job| {
+        let gone = Gone(dropped.clone());
+        async move {
+            if job.attempt() == 1 {
+                std::future::pending::<()>().await;
+            }
+            drop(gone);
+            Ok::<_, String>(())
+        }
+    }));
+    soon("the first", drops.recv()).await.unwrap();
+    let done = async {
+        while progress.report().acked < 1 {
+            progress.changed().await.unwrap();
+        }
+    };
+    soon("the second", done).await;
+    assert_eq!(progress.report().lost, 1);
+    running.abort();
+}
+
 /// Runs every check of the suite, each in a world of its own that `$world` makes.
 #[macro_export]
 macro_rules! queue_suite {
@@ -599,6 +730,9 @@ macro_rules! queue_suite {
             closing_gives_back_uncounted_what_nobody_got,
             a_shutdown_ends_deliveries_and_the_stream,
             bad_options_are_refused_before_anything_is_sent,
+            a_worker_does_jobs_retries_failures_and_buries_poison,
+            a_worker_that_is_stopped_ends_what_it_has_begun,
+            a_handler_is_cancelled_when_its_job_is_lost_and_the_worker_goes_on,
         );
     };
     (@each $attributes:meta, $world:expr, $($check:ident,)*) => {

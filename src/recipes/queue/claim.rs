@@ -102,7 +102,10 @@ impl Hand {
             Ok(node) => Outcome::Written(node.modified),
             Err(error) => {
                 tracing::debug!(target: "tenure::queue", %error, "not tidied yet");
-                Outcome::Failed
+                match may_pass(&error) || is_refusal(&error) {
+                    true => Outcome::Failed,
+                    false => Outcome::Stuck,
+                }
             }
         }
     }

@@ -223,6 +223,9 @@ impl Consumer {
 
 impl Link {
     fn stop(&mut self) {
+        if self.inbox.is_closed() {
+            return;
+        }
         let _ = self.orders.send(Order::Stop);
         self.inbox.close();
         // A delivery that is dropped without having been given out is put back.

@@ -322,8 +322,11 @@ impl Driver {
                 self.again = Retry::new();
                 self.deliver(hand, claimed, node);
             }
-            Taking::Not(outcome, error) => {
+            Taking::Not(mut outcome, error) => {
                 let time = self.time();
+                if error.as_ref().is_some_and(|error| !may_pass(error)) {
+                    outcome = Outcome::Stuck;
+                }
                 self.machine.finished(id, outcome, time);
                 if let Some(error) = error {
                     tracing::debug!(target: "tenure::queue", %id, ?to, %error, "not claimed");

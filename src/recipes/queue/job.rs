@@ -156,10 +156,6 @@ impl Place {
             id,
         }
     }
-
-    pub(crate) fn lane(&self) -> Priority {
-        self.lane.0
-    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ const FINISHED: Duration = Duration::from_secs(2);
 const ORPHAN: Duration = Duration::from_secs(600);
 /// For how long a job is left alone after a failure that the view does not explain.
 const DOUBT: Duration = Duration::from_secs(1);
+/// For how long after one that will not pass.
+const ASIDE: Duration = Duration::from_secs(60);
 
 /// A consumer's mind.
 #[derive(Debug)]
@@ -84,8 +86,11 @@ enum Mine {
     Tidying,
     /// Done; the view does not show it before this index.
     Until(Index),
-    /// Failed. To be let alone until then, or until its register changes.
+    /// Failed. To be let alone until then, or until it changes.
     Doubt(Instant),
+    /// The store refuses to do anything about it, for a reason that will not pass. To be let alone
+    /// until then, or until it changes; nobody waits for it.
+    Aside(Instant),
 }
 
 /// What is to be done.
@@ -122,6 +127,8 @@ pub(super) enum Outcome {
     IsDone(Seen),
     /// The store did not do it, or nobody knows.
     Failed,
+    /// The store refuses, and will refuse again.
+    Stuck,
 }
 
 /// What there is to do, and when to look again.
@@ -244,6 +251,7 @@ impl Machine {
                 None
             }
             Outcome::Failed => Some(doubt),
+            Outcome::Stuck => Some(Mine::Aside(time.now + ASIDE)),
         };
         match next {
             Some(mine) => drop(self.mine.insert(id.clone(), mine)),
@@ -265,7 +273,7 @@ impl Machine {
         };
         self.mine.retain(|_, mine| match mine {
             Mine::Until(until) => *until > index,
-            Mine::Doubt(until) => *until > time.now,
+            Mine::Doubt(until) | Mine::Aside(until) => *until > time.now,
             _ => true,
         });
         let ripe = self.view.ripen(time);
@@ -277,7 +285,7 @@ impl Machine {
             self.claim(me, time.now, entropy, &mut step);
         }
         let doubts = self.mine.values().filter_map(|mine| match mine {
-            Mine::Doubt(until) => Some(*until),
+            Mine::Doubt(until) | Mine::Aside(until) => Some(*until),
             _ => None,
         });
         if let Some(until) = doubts.min() {
@@ -308,7 +316,7 @@ impl Machine {
                 self.lost.push(*nonce);
                 self.mine.remove(id);
             }
-            Some(Mine::Doubt(_)) => drop(self.mine.remove(id)),
+            Some(Mine::Doubt(_) | Mine::Aside(_)) => drop(self.mine.remove(id)),
             _ => {}
         }
     }
@@ -400,9 +408,11 @@ impl Machine {
                 self.passive.insert(assignment.to);
             }
         }
-        let (view, passive) = (&self.view, &self.passive);
+        let (view, passive, mine) = (&self.view, &self.passive, &self.mine);
+        let is_aside = |id: &JobId| matches!(mine.get(id), Some(Mine::Aside(_)));
         self.assigned.retain(|id, it| {
             view.class(id) == Some(Class::Open)
+                && !is_aside(id)
                 && consumers.contains_key(&it.to)
                 && !passive.contains(&it.to)
         });
@@ -422,7 +432,7 @@ impl Machine {
             if free.is_empty() {
                 break;
             }
-            if self.assigned.contains_key(id) {
+            if self.assigned.contains_key(id) || is_aside(id) {
                 continue;
             }
             let Some(to) = self.chosen(id, free.keys().copied()) else {

@@ -15,6 +15,7 @@ mod push;
 mod register;
 mod registration;
 mod view;
+mod worker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use delivery::{Delivery, Job};
 pub use job::{JobId, Priority};
 use paths::Paths;
 pub use push::{Push, Pushed};
+pub use worker::{Progress, Report, Worker};
 
 use crate::client::{Core, Keep};
 use crate::error::Result;
@@ -74,6 +76,12 @@ impl Queue {
     /// exactly the order of the appends. Nothing is sent before it is polled.
     pub fn consumer(&self, slots: usize) -> Consumer {
         Consumer::new(consumer::Options::new(self.clone(), slots))
+    }
+
+    /// A loop that does the jobs, several at once if it is told to. Nothing is sent before it is
+    /// run.
+    pub fn worker(&self) -> Worker {
+        Worker::new(self.clone())
     }
 }
 
