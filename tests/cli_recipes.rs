@@ -183,14 +183,14 @@ fn status_tells_who_holds_and_who_waits() {
 
 #[test]
 fn a_cached_watch_tells_what_is_there_and_then_each_change_and_when_it_is_stale() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
-    let set = |key: &str, value: &str| {
+    let (mut etcd, files) = (Etcd::start(), Directory::new());
+    let set = |etcd: &Etcd, key: &str, value: &str| {
         let path = format!("/v2/keys/config{key}");
         etcd.request("PUT", &path, &format!("value={value}"))
             .unwrap();
     };
-    set("/a", "1");
-    set("/b/c", "2");
+    set(&etcd, "/a", "1");
+    set(&etcd, "/b/c", "2");
     let watched = files.file("watched");
     let out = fs::File::create(&watched).unwrap();
     let mut watch = tenure(&etcd);
@@ -207,14 +207,14 @@ fn a_cached_watch_tells_what_is_there_and_then_each_change_and_when_it_is_stale(
         (&"/config/b/c".into(), &"has".into())
     );
     assert_eq!(has[2]["change"], "synced");
-    set("/a", "3");
+    set(&etcd, "/a", "3");
     etcd.request("DELETE", "/v2/keys/config/b/c", "").unwrap();
     let told = lines(&watched, 5);
     assert_eq!(json(&told[3])["value"], "3");
     assert_eq!(json(&told[4])["change"], "delete");
-    etcd.pause();
+    etcd.stop();
     assert_eq!(json(&lines(&watched, 6)[5])["change"], "stale");
-    etcd.resume();
+    etcd.restart();
     until("it is live again", || {
         let told = lines(&watched, 6);
         told.iter().any(|line| json(line)["change"] == "live")
@@ -226,7 +226,7 @@ fn a_cached_watch_tells_what_is_there_and_then_each_change_and_when_it_is_stale(
     let counted = counted.stdout(Stdio::piped()).spawn().unwrap();
     let pid = counted.id().to_string();
     until("it has ended", || {
-        set("/a", "again");
+        set(&etcd, "/a", "again");
         !is_alive(&pid)
     });
     let told = said(&counted.wait_with_output().unwrap());
