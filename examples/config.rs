@@ -6,6 +6,7 @@
 //! cargo run --example config -- etcd2://127.0.0.1:2379    # etcd
 //! ```
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -38,7 +39,8 @@ async fn serve(limits: Cache<Limits>) {
             }
             Change::Bad { key, error } => {
                 let kept = limits.get(key);
-                println!("{}: {error}; still {kept:?}", key.name());
+                let cause = error.source().map(ToString::to_string);
+                println!("{error} ({cause:?}); still {kept:?}");
             }
             Change::Trouble(error) => println!("{error}"),
             _ => {}
@@ -86,12 +88,9 @@ async fn main() -> Result<(), Failure> {
     let typo = r#"{"jobs": "many"}"#.into();
     store.set(&tenant("acme")?, typo, Expiry::Never).await?;
     store.remove(&tenant("globex")?).await?;
-    let last = store.set(
-        &tenant("initech")?,
-        r#"{"jobs":1,"megabytes":2}"#.into(),
-        Expiry::Never,
-    );
-    limits.caught_up_to(last.await?.index()).await?;
+    let (key, value) = (tenant("initech")?, r#"{"jobs":1,"megabytes":2}"#.into());
+    let last = store.set(&key, value, Expiry::Never).await?;
+    limits.caught_up_to(last.index()).await?;
 
     let snapshot = limits.snapshot();
     println!(

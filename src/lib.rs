@@ -2,8 +2,9 @@
 //!
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
-//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost;
-//!   [`recipes::election`] that of the election, [`recipes::multi_lock`] that of several locks at once.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost; and so
+//!   have [`recipes::multi_lock`], [`recipes::election`], [`recipes::semaphore`], [`recipes::queue`]
+//!   and [`recipes::cache`].
 //! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
@@ -16,10 +17,12 @@
 //!
 //! | target | events and fields |
 //! |---|---|
-//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet`, `not rewritten yet` and `not announced` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::election` | `elected`, `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
+//! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
-//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
+//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`, `cause`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
@@ -68,6 +71,7 @@ pub use recipes::queue::{
     Queue, Stats, Worker,
 };
 pub use recipes::revocation::Revocation;
+pub use recipes::semaphore::{AcquirePermit, Permit, Semaphore};
 pub use session::{HoldState, Loss, SessionState, Who};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};

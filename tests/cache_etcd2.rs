@@ -13,6 +13,7 @@ mod common;
 mod proxy;
 #[path = "cache_suite/mod.rs"]
 #[macro_use]
+#[allow(dead_code)]
 mod suite;
 
 use common::etcd::Etcd;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Clock;
 use tenure::store::{Condition, Expiry, Put};
-use tenure::{Client, Key, StoreExt, Ttl};
+use tenure::{Client, Key, Ttl};
 use tokio::task::JoinSet;
 
 mod common;

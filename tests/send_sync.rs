@@ -8,8 +8,9 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::store::{Expiry, Scope, Watch};
 use tenure::{
-    Acquire, Campaign, Client, Contender, Election, Error, Follow, HandLock, Key, Leader,
-    Leadership, Lock, LockGuard, MultiGuard, MultiLock, Revocation, Store, StoreExt, Watcher, Who,
+    Acquire, AcquirePermit, Cache, CacheBuilder, Campaign, Change, Changes, Client, Contender,
+    Election, Error, Follow, HandLock, Key, Leader, Leadership, Lock, LockGuard, MultiGuard,
+    MultiLock, Permit, Revocation, Semaphore, Store, StoreExt, Watcher, Who,
 };
 
 fn shared<T: ?Sized + Send + Sync + 'static>() {}
@@ -31,7 +32,14 @@ fn types_are_send_and_sync() {
     shared::<MultiGuard>();
     shared::<Revocation>();
     shared::<Who>();
+    shared::<Semaphore>();
+    shared::<AcquirePermit>();
+    shared::<Permit>();
     shared::<Follow>();
+    shared::<Cache<String>>();
+    shared::<CacheBuilder>();
+    shared::<Change<String>>();
+    shared::<tenure::Snapshot<String>>();
     shared::<Error>();
     shared::<Embedded>();
     shared::<dyn Store>();
@@ -131,6 +139,20 @@ async fn futures_are_send() {
     sent(&leadership.resign());
     let watcher: Watcher = client.follow(&key, Scope::Tree);
     sent(&watcher);
+    let semaphore = client.semaphore("a").permits(2);
+    sent(&semaphore.acquire().weight(2).into_future());
+    sent(&semaphore.try_acquire());
+    sent(&semaphore.resize(3));
+    sent(&semaphore.limit());
+    sent(&semaphore.contenders());
+    sent(&semaphore.holders());
+    sent(&semaphore.acquire().await.unwrap().release());
+    let cache = client.cache("/k").start().unwrap();
+    sent(&cache.synced());
+    sent(&cache.caught_up_to(tenure::Index::MIN));
+    let mut changes: Changes<bytes::Bytes> = cache.changes();
+    sent(&changes);
+    sent(&futures_util::StreamExt::next(&mut changes));
     let mut by_hand = client.get_lock("a", Duration::from_secs(60));
     sent(&by_hand.acquire().timeout(Duration::ZERO).into_future());
     sent(&by_hand.try_acquire());

@@ -26,6 +26,7 @@ use crate::recipes::line::Lines;
 use crate::recipes::lock::Lock;
 use crate::recipes::multi_lock::MultiLock;
 use crate::recipes::queue::Queue;
+use crate::recipes::semaphore::Semaphore;
 use crate::runtime::{Runtime, Tasks};
 use crate::session::{Janitor, OwnSession, Session, SessionState, Who, new_lease, sessions};
 use crate::store::{Get, Layout, Node, Scope, Store};
@@ -222,6 +223,13 @@ impl Client {
     /// about the jobs lies elsewhere.
     pub fn raw_queue(&self, key: impl AsRef<str>) -> Queue {
         Queue::raw(self.core.clone(), Key::new(key), self.core.ttl)
+    }
+
+    /// The semaphore of this name. A bad name is reported by the first acquire.
+    pub fn semaphore(&self, name: impl AsRef<str>) -> Semaphore {
+        let root =
+            Name::new(name).and_then(|name| Key::root().join("_semaphores")?.join(name.segment()));
+        Semaphore::new(self.core.clone(), root, self.core.ttl)
     }
 
     /// Follows a key, alone or with all below it: what is there now, and every change from then on.

@@ -13,3 +13,4 @@ pub mod multi_lock;
 pub mod observe;
 pub mod queue;
 pub mod revocation;
+pub mod semaphore;

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ use crate::session::Loss;
 pub struct MultiLock {
     clock: Clock,
     /// In the order of their keys.
-    locks: Result<Vec<(String, Lock)>>,
+    locks: Result<Arc<[(String, Lock)]>>,
 }
 
 impl MultiLock {
@@ -66,7 +67,7 @@ impl MultiLock {
             .collect();
         Self {
             clock: client.runtime().clock.clone(),
-            locks: in_order(locks),
+            locks: in_order(locks).map(Arc::from),
         }
     }
 
@@ -74,8 +75,10 @@ impl MultiLock {
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.locks = self.locks.map(|locks| {
-            let locks = locks.into_iter();
-            locks.map(|(name, lock)| (name, lock.ttl(ttl))).collect()
+            let locks = locks.iter();
+            locks
+                .map(|(name, lock)| (name.clone(), lock.clone().ttl(ttl)))
+                .collect()
         });
         self
     }
@@ -91,9 +94,10 @@ impl MultiLock {
     ///
     /// # Cancel safety
     /// Dropping the future gives back, in the background, what it had.
-    pub fn acquire(&self) -> AcquireAll<'_> {
+    pub fn acquire(&self) -> AcquireAll {
         AcquireAll {
-            locks: self,
+            clock: self.clock.clone(),
+            locks: self.locks.clone(),
             timeout: None,
         }
     }
@@ -108,7 +112,7 @@ impl MultiLock {
     /// As [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Option<MultiGuard>> {
         let mut held = MultiGuard::none();
-        for (name, lock) in self.locks.as_deref().map_err(Clone::clone)? {
+        for (name, lock) in self.locks.clone()?.iter() {
             match while_held(&held, lock.try_acquire()).await? {
                 Some(guard) => held.add(name, guard),
                 None => {
@@ -118,15 +122,6 @@ impl MultiLock {
             }
         }
         held.check().map(|()| Some(held))
-    }
-
-    async fn all(&self) -> Result<MultiGuard> {
-        let mut held = MultiGuard::none();
-        for (name, lock) in self.locks.as_deref().map_err(Clone::clone)? {
-            let guard = while_held(&held, lock.acquire().into_future()).await?;
-            held.add(name, guard);
-        }
-        held.check().map(|()| held)
     }
 }
 
@@ -171,14 +166,14 @@ impl fmt::Debug for MultiLock {
 }
 
 /// A pending [`MultiLock::acquire`]. Does nothing until awaited.
-#[derive(Debug)]
 #[must_use = "an acquire does nothing until awaited"]
-pub struct AcquireAll<'a> {
-    locks: &'a MultiLock,
+pub struct AcquireAll {
+    clock: Clock,
+    locks: Result<Arc<[(String, Lock)]>>,
     timeout: Option<Duration>,
 }
 
-impl AcquireAll<'_> {
+impl AcquireAll {
     /// Gives up after this long, counted from the first poll: one budget for all locks.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -186,13 +181,14 @@ impl AcquireAll<'_> {
     }
 
     async fn run(self) -> Result<MultiGuard> {
+        let locks = self.locks?;
         let Some(timeout) = self.timeout else {
-            return self.locks.all().await;
+            return all(&locks).await;
         };
         tokio::select! {
             biased;
-            outcome = self.locks.all() => outcome,
-            () = self.locks.clock.sleep(timeout) => {
+            outcome = all(&locks) => outcome,
+            () = self.clock.sleep(timeout) => {
                 let text = format!("not all acquired within {timeout:?}");
                 Err(Error::new(ErrorKind::Timeout, text).during("lock all"))
             }
@@ -200,12 +196,30 @@ impl AcquireAll<'_> {
     }
 }
 
-impl<'a> IntoFuture for AcquireAll<'a> {
+async fn all(locks: &[(String, Lock)]) -> Result<MultiGuard> {
+    let mut held = MultiGuard::none();
+    for (name, lock) in locks {
+        let guard = while_held(&held, lock.acquire().into_future()).await?;
+        held.add(name, guard);
+    }
+    held.check().map(|()| held)
+}
+
+impl IntoFuture for AcquireAll {
     type Output = Result<MultiGuard>;
-    type IntoFuture = BoxFuture<'a, Result<MultiGuard>>;
+    type IntoFuture = BoxFuture<'static, Result<MultiGuard>>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for AcquireAll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcquireAll")
+            .field("locks", &self.locks)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 

@@ -18,6 +18,8 @@
 //! 3. In doubt, nobody knows what a renewal would have to compare with. So the key is left out of
 //!    the renewals until a look has told; the session's other keys are renewed meanwhile.
 //! 4. The outcome is definite, or the term ends, which is a loss.
+//!
+//! [`Machine`] decides, [`Rewriting`] talks to the store.
 
 use bytes::Bytes;
 
@@ -26,17 +28,15 @@ use super::{Core, Done, Loss, Term};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::{Instant, Retry};
-use crate::store::{Condition, Expiry, Get, Put};
+use crate::store::{Condition, Expiry, Get, Node, Put};
 
 /// An order to write another value, as far as it is carried out.
 pub(super) struct Rewriting {
     key: Key,
-    value: Bytes,
     done: Done,
     due: Instant,
     retry: Retry,
-    /// A put was sent that may have taken effect, or may still.
-    in_doubt: bool,
+    machine: Machine,
 }
 
 /// What an attempt came to.
@@ -49,11 +49,10 @@ impl Rewriting {
     pub(super) fn new(key: Key, value: Bytes, done: Done, now: Instant) -> Self {
         Self {
             key,
-            value,
             done,
             due: now,
             retry: Retry::new(),
-            in_doubt: false,
+            machine: Machine::new(value),
         }
     }
 
@@ -66,7 +65,7 @@ impl Rewriting {
     pub(super) async fn attempt(mut self, core: &Core) -> Option<Self> {
         let outcome = match self.look_and_put(core).await {
             // Nobody wants to know, and there is nothing to find out.
-            Outcome::Again(_) if !self.in_doubt && self.done.is_closed() => return None,
+            Outcome::Again(_) if self.is_unwanted() => return None,
             Outcome::Again(error) => {
                 tracing::debug!(target: "tenure::session", key = %self.key, %error, "not rewritten yet");
                 let now = core.runtime.clock.now();
@@ -93,7 +92,7 @@ impl Rewriting {
         let Some(deadline) = term.deadline() else {
             return Outcome::Settled(term.check());
         };
-        if !self.in_doubt && self.done.is_closed() {
+        if self.is_unwanted() {
             return Outcome::Settled(Ok(()));
         }
         let look = core.store.get(Get::node(self.key.clone()));
@@ -102,12 +101,10 @@ impl Rewriting {
             Err(error) => return self.failed(as_read(error)),
         };
         let known = term.value();
-        match view.nodes.into_iter().next().filter(|node| !node.is_dir) {
-            Some(node) if node.value == self.value && (self.in_doubt || known == self.value) => {
-                self.landed(&term)
-            }
-            Some(node) if node.value == known => self.put(core, &term, known, node.modified).await,
-            _ => {
+        match self.machine.looked(view.nodes.first(), &known) {
+            Seen::New => self.landed(&term),
+            Seen::Old(index) => self.put(core, &term, known, index).await,
+            Seen::Foreign => {
                 term.lose(Loss::Deleted);
                 Outcome::Settled(term.check())
             }
@@ -127,38 +124,180 @@ impl Rewriting {
             shared.doubtful = Some(self.key.clone());
             shared.lease
         };
-        let before = std::mem::replace(&mut self.in_doubt, true);
+        let first = self.machine.sending();
         let pinned = Condition::Both {
             value: known,
             index,
         };
-        let put = Put::new(self.key.clone(), self.value.clone(), Expiry::With(lease)).when(pinned);
+        let value = self.machine.value.clone();
+        let put = Put::new(self.key.clone(), value, Expiry::With(lease)).when(pinned);
         let error = match bounded(core, deadline, core.store.put(put)).await {
             Ok(_) => return self.landed(term),
             Err(error) => error,
         };
-        if error.changed_nothing() && !before {
-            self.in_doubt = false;
+        self.machine.failed(first, &error);
+        if !self.machine.in_doubt {
             core.lock().doubtful = None;
         }
-        match error.kind() {
-            // An earlier attempt or a late renewal has landed, or it is gone: the look tells.
-            ErrorKind::ConditionFailed | ErrorKind::NotFound => Outcome::Again(error),
-            _ => self.failed(error),
-        }
+        self.failed(error)
     }
 
     fn landed(&self, term: &Term) -> Outcome {
-        term.has(self.value.clone());
+        term.has(self.machine.value.clone());
         Outcome::Settled(term.check())
     }
 
-    /// What cannot pass ends it, unless a put is in doubt: then only a look does, or the term's end.
     fn failed(&self, error: Error) -> Outcome {
-        if self.in_doubt || error.is_transient() {
+        if self.machine.goes_on(&error) {
             Outcome::Again(error)
         } else {
             Outcome::Settled(Err(error.at(&self.key)))
         }
+    }
+
+    /// Whether nobody waits for the outcome, and there is nothing to find out.
+    fn is_unwanted(&self) -> bool {
+        !self.machine.in_doubt && self.done.is_closed()
+    }
+}
+
+/// What is decided: pure, no clock, no I/O.
+struct Machine {
+    value: Bytes,
+    /// A put was sent that may have taken effect, or may still.
+    in_doubt: bool,
+}
+
+/// What a look has shown.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// The new value is there, and it is our doing.
+    New,
+    /// The value of before is there, written at this index.
+    Old(Index),
+    /// Nothing, or somebody else's.
+    Foreign,
+}
+
+impl Machine {
+    fn new(value: Bytes) -> Self {
+        Self {
+            value,
+            in_doubt: false,
+        }
+    }
+
+    /// The key was read; `known` is what it held when that was last certain.
+    fn looked(&self, node: Option<&Node>, known: &Bytes) -> Seen {
+        let ours = self.in_doubt || *known == self.value;
+        match node.filter(|node| !node.is_dir) {
+            Some(node) if ours && node.value == self.value => Seen::New,
+            Some(node) if node.value == *known => Seen::Old(node.modified),
+            _ => Seen::Foreign,
+        }
+    }
+
+    /// A put is about to be sent; whether it is the first of which that can be said.
+    fn sending(&mut self) -> bool {
+        !std::mem::replace(&mut self.in_doubt, true)
+    }
+
+    /// The put has failed. That it was refused settles it, but none of those before it.
+    fn failed(&mut self, first: bool, error: &Error) {
+        if first && error.changed_nothing() {
+            self.in_doubt = false;
+        }
+    }
+
+    /// Whether another attempt can tell, or do, more: after a refusal by the condition (an earlier
+    /// attempt or a late renewal has landed, or the key is gone), after what may pass, and always
+    /// in doubt, which only a look ends, or the end of the term.
+    fn goes_on(&self, error: &Error) -> bool {
+        let kinds = [ErrorKind::ConditionFailed, ErrorKind::NotFound];
+        self.in_doubt || error.is_transient() || kinds.contains(&error.kind())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(value: &'static str, index: u64) -> Node {
+        let at = Index::new(index).unwrap();
+        Node::file(Key::new("/t").unwrap(), value, at, at)
+    }
+
+    fn looked(machine: &Machine, value: &'static str) -> Seen {
+        machine.looked(Some(&node(value, 7)), &"old".into())
+    }
+
+    fn error(kind: ErrorKind) -> Error {
+        Error::new(kind, "")
+    }
+
+    fn pinned() -> Seen {
+        Seen::Old(Index::new(7).unwrap())
+    }
+
+    #[test]
+    fn what_was_known_is_written_over_and_what_was_not_is_a_strangers() {
+        let machine = Machine::new("new".into());
+        assert_eq!(looked(&machine, "old"), pinned());
+        assert_eq!(looked(&machine, "other"), Seen::Foreign);
+        assert_eq!(machine.looked(None, &"old".into()), Seen::Foreign);
+        let at = Index::new(7).unwrap();
+        let dir = Node::dir(Key::new("/t").unwrap(), at, at);
+        assert_eq!(machine.looked(Some(&dir), &Bytes::new()), Seen::Foreign);
+        // Nobody but us writes our value, and we have not sent it.
+        assert_eq!(looked(&machine, "new"), Seen::Foreign);
+    }
+
+    #[test]
+    fn the_same_value_again_needs_no_write() {
+        let machine = Machine::new("old".into());
+        assert_eq!(looked(&machine, "old"), Seen::New);
+    }
+
+    #[test]
+    fn in_doubt_either_value_is_ours() {
+        let mut machine = Machine::new("new".into());
+        assert!(machine.sending());
+        machine.failed(true, &error(ErrorKind::Ambiguous));
+        assert!(machine.in_doubt);
+        assert_eq!(looked(&machine, "new"), Seen::New);
+        assert_eq!(looked(&machine, "old"), pinned());
+        assert_eq!(looked(&machine, "other"), Seen::Foreign);
+    }
+
+    #[test]
+    fn a_refusal_settles_its_own_put_and_none_before_it() {
+        for kind in [ErrorKind::ConditionFailed, ErrorKind::Unreachable] {
+            let mut machine = Machine::new("new".into());
+            let first = machine.sending();
+            machine.failed(first, &error(kind));
+            assert!(!machine.in_doubt, "{kind:?}");
+            let first = machine.sending();
+            machine.failed(first, &error(ErrorKind::Ambiguous));
+            let first = machine.sending();
+            assert!(!first);
+            machine.failed(first, &error(kind));
+            assert!(machine.in_doubt, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_pass_ends_it_unless_in_doubt() {
+        let mut machine = Machine::new("new".into());
+        let passing = [
+            ErrorKind::ConditionFailed,
+            ErrorKind::NotFound,
+            ErrorKind::Unavailable,
+            ErrorKind::Timeout,
+        ];
+        let lasting = [ErrorKind::InvalidValue, ErrorKind::Forbidden];
+        assert!(passing.iter().all(|kind| machine.goes_on(&error(*kind))));
+        assert!(!lasting.iter().any(|kind| machine.goes_on(&error(*kind))));
+        machine.sending();
+        assert!(lasting.iter().all(|kind| machine.goes_on(&error(*kind))));
     }
 }

@@ -26,13 +26,14 @@ pub(super) fn items(
     key: Key,
     scope: Scope,
     runtime: Runtime,
+    machine: Machine,
 ) -> BoxStream<'static, Result<Follow>> {
     let driver = Driver {
         store,
         key,
         scope,
         runtime,
-        machine: Machine::new(),
+        machine,
         updates: None,
     };
     let next = async |mut driver: Driver| Some((driver.next().await?, driver));

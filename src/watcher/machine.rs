@@ -59,6 +59,15 @@ impl Machine {
         }
     }
 
+    /// One that has listed at `index`.
+    pub(super) fn after(index: Index) -> Self {
+        Self {
+            state: State::Watching(Place::after(index)),
+            retry: None,
+            interrupted: false,
+        }
+    }
+
     pub(super) fn wants(&self) -> Want {
         match &self.state {
             State::Listing(None) => Want::List(Freshness::Linearizable),

@@ -50,6 +50,7 @@ use crate::error::{Error, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Runtime;
 use crate::store::{Event, Scope, Store, View};
+use machine::Machine;
 
 /// What a [`Watcher`] yields.
 #[derive(Clone, Debug)]
@@ -100,7 +101,21 @@ pub struct Watcher {
 impl Watcher {
     /// Follows `key`, alone or with all below it, in this store.
     pub fn new(store: Arc<dyn Store>, key: Key, scope: Scope, runtime: &Runtime) -> Self {
-        let items = driver::items(store, key.clone(), scope, runtime.clone());
+        let items = driver::items(store, key.clone(), scope, runtime.clone(), Machine::new());
+        Self { key, items }
+    }
+
+    /// Goes on from a read at `index` that the caller has made: the first item is what changed
+    /// after it.
+    pub(crate) fn after(
+        store: Arc<dyn Store>,
+        key: Key,
+        scope: Scope,
+        runtime: &Runtime,
+        index: Index,
+    ) -> Self {
+        let machine = Machine::after(index);
+        let items = driver::items(store, key.clone(), scope, runtime.clone(), machine);
         Self { key, items }
     }
 

@@ -258,7 +258,10 @@ impl<S: Store + Clone> Store for V2Like<S> {
             let lease = leases.get_mut(&renew.lease).expect("it was there");
             let mut known = std::mem::take(&mut lease.keys);
             for attached in &renew.keys {
-                let held = known.remove(&attached.key).unwrap_or_else(|| Held {
+                let held = known.remove(&attached.key);
+                // What it is compared with is what the session believes.
+                let held = held.filter(|held| held.value == attached.value);
+                let held = held.unwrap_or_else(|| Held {
                     value: attached.value.clone(),
                     pin: None,
                     unanswered: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tenure::runtime::Runtime;
-use tenure::store::{Delete, Put};
+use tenure::store::{Delete, Expiry, Put};
 use tenure::testkit::{Call, Fault, Faulty, cancel_after};
 use tenure::{Client, Election, ErrorKind, Key, Leader, Leaders, Leadership, Store, StoreExt, Ttl};
 
@@ -73,6 +73,15 @@ async fn line_length(client: &Client) -> usize {
 async fn line_has(client: &Client, length: usize) {
     let has = || async { line_length(client).await == length };
     eventually(&format!("{length} in line"), LONG, has).await;
+}
+
+/// Returns once the leader's session has said who it is: from then on the next put is a
+/// proclamation.
+async fn announced(client: &Client) {
+    let leader = client.election("a").leader().await.unwrap().unwrap();
+    let session = leader.session().unwrap();
+    let known = || async { client.who(session).await.unwrap().is_some() };
+    eventually("the leader's session is announced", LONG, known).await;
 }
 
 async fn delete_by_force(client: &Client, key: &Key) {
@@ -159,8 +168,7 @@ pub(crate) async fn a_leader_is_seen_with_its_term_its_proposal_and_who_it_is(wo
     assert_eq!(leader.key(), leadership.key());
     assert!(leader.since().is_some());
     let session = leader.session().unwrap();
-    let known = || async { b.who(session).await.unwrap().is_some() };
-    eventually("the leader's session is announced", LONG, known).await;
+    announced(&b).await;
     let who = b.who(session).await.unwrap().unwrap();
     assert_eq!((who.app(), who.pid()), ("candidate", std::process::id()));
     assert_eq!(b.sessions().await.unwrap().get(&session), Some(&who));
@@ -176,6 +184,20 @@ pub(crate) async fn try_campaign_leads_only_where_nobody_is_in_line(world: World
     assert_eq!(line_length(&a).await, 1);
     won.resign().await.unwrap();
     assert_eq!(leader(&b).await, None);
+}
+
+pub(crate) async fn who_campaigned_is_known_however_short_it_led(world: World) {
+    for looks_first in [false, true] {
+        let (a, b) = (world.client(), world.client());
+        let won = match looks_first {
+            false => campaign(&a.election("a"), "1").await,
+            true => a.election("a").try_campaign("1").await.unwrap().unwrap(),
+        };
+        let session = b.election("a").leader().await.unwrap().unwrap().session();
+        won.resign().await.unwrap();
+        let known = || async { b.who(session.unwrap()).await.unwrap().is_some() };
+        eventually("it is announced", LONG, known).await;
+    }
 }
 
 pub(crate) async fn a_proclamation_keeps_the_term_and_is_seen_by_all(world: World) {
@@ -201,6 +223,11 @@ pub(crate) async fn a_proclamation_keeps_the_term_and_is_seen_by_all(world: Worl
     }
     leadership.proclaim("last").await.unwrap();
     assert_eq!(next(&mut observer).await, Some((term, "last".into())));
+    if a.store().about().commits {
+        // It is the same ticket, so what it fences is fenced still.
+        let data = Key::new("/data").unwrap();
+        leadership.put(&data, "1", Expiry::Never).await.unwrap();
+    }
     leadership.resign().await.unwrap();
     assert_eq!(next(&mut observer).await, None);
     assert_eq!(line_length(&b).await, 0);
@@ -239,6 +266,7 @@ pub(crate) async fn a_proclamation_without_an_answer_is_found_out(world: World) 
     let (a, link) = world.client_on_a_link();
     let b = world.client();
     let leadership = campaign(&a.election("a"), "0").await;
+    announced(&b).await;
     link.set_patience(Duration::from_millis(100));
     for (number, fault) in [
         Fault::LostReply,
@@ -273,8 +301,10 @@ pub(crate) async fn a_late_proclamation_never_takes_the_place_of_a_newer_one(wor
     let (a, link) = world.client_on_a_link();
     let b = world.client();
     let leadership = campaign(&a.election("a"), "old").await;
+    announced(&b).await;
     link.set_patience(Duration::from_millis(50));
     let late = Duration::from_millis(600);
+    let puts = link.calls(Call::Put);
     // There and back again, so that the value alone would not tell; the first ones come late.
     link.next(Call::Put, Fault::LateCommit(late));
     leadership.proclaim("late").await.unwrap();
@@ -282,12 +312,33 @@ pub(crate) async fn a_late_proclamation_never_takes_the_place_of_a_newer_one(wor
     leadership.proclaim("old").await.unwrap();
     leadership.proclaim("late").await.unwrap();
     leadership.proclaim("old").await.unwrap();
+    assert!(link.calls(Call::Put) - puts >= 6, "none was late");
     let mut observer = b.election("a").observe();
     assert_eq!(next(&mut observer).await.unwrap().1, "old");
     link.quiesce().await;
     assert_eq!(leader(&b).await.unwrap().1, "old");
     let news = tokio::time::timeout(Duration::from_millis(300), observer.next()).await;
     assert!(news.is_err(), "something came late: {news:?}");
+    leadership.resign().await.unwrap();
+}
+
+pub(crate) async fn a_renewal_while_a_proclamation_is_in_doubt_loses_nothing(world: World) {
+    let (a, link) = world.client_on_a_link();
+    let b = world.client();
+    let leadership = campaign(&a.election("a"), "one").await;
+    announced(&b).await;
+    let (clock, renewals) = (&world.runtime.clock, link.calls(Call::Renew));
+    let deadline = leadership.deadline().unwrap();
+    // Close before a renewal is due; the answer comes when it is overdue.
+    clock.sleep_until(deadline - TTL * 2 / 3).await;
+    link.next(Call::Put, Fault::SlowReply(TTL));
+    let proclaimed = soon("the outcome", leadership.proclaim("two")).await;
+    proclaimed.unwrap();
+    assert!(link.calls(Call::Renew) > renewals, "there was no renewal");
+    assert!(leadership.is_held());
+    assert_eq!(leader(&b).await.unwrap().1, "two");
+    let renewed = leadership.extended(deadline + TTL / 3);
+    assert!(soon("another term", renewed).await.is_some());
     leadership.resign().await.unwrap();
 }
 
@@ -577,11 +628,13 @@ macro_rules! election_suite {
             one_leads_at_a_time_terms_rise_and_the_line_is_fair,
             a_leader_is_seen_with_its_term_its_proposal_and_who_it_is,
             try_campaign_leads_only_where_nobody_is_in_line,
+            who_campaigned_is_known_however_short_it_led,
             a_proclamation_keeps_the_term_and_is_seen_by_all,
             proclamations_at_once_are_made_one_after_the_other,
             what_cannot_be_proclaimed_leaves_the_proposal_as_it_was,
             a_proclamation_without_an_answer_is_found_out,
             a_late_proclamation_never_takes_the_place_of_a_newer_one,
+            a_renewal_while_a_proclamation_is_in_doubt_loses_nothing,
             a_proclamation_that_finds_no_answer_ends_with_the_term,
             a_proclamation_over_a_strangers_value_is_a_loss,
             a_candidate_whose_ticket_is_gone_is_told_and_never_wins,

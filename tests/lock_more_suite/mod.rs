@@ -117,6 +117,9 @@ pub(crate) async fn a_short_hold_says_nothing_about_itself(world: World) {
         guard.release().await.unwrap();
         assert_eq!(client.who(session.unwrap()).await.unwrap(), None);
     }
+    // Nor later.
+    world.runtime.clock.sleep(TTL / 2).await;
+    assert!(client.sessions().await.unwrap().is_empty());
 }
 
 pub(crate) async fn what_a_session_says_is_said_again_after_a_failure_or_a_deletion(world: World) {

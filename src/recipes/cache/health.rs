@@ -11,9 +11,8 @@ use crate::runtime::{Clock, Instant};
 pub enum CacheState {
     /// Nothing is known yet.
     Loading,
-    /// It follows the store, as far as its watch can tell: etcd v2's driver reports a server that
-    /// has fallen silent within [`watch_patience`](crate::etcd2::Builder::watch_patience), 10 s by
-    /// default.
+    /// It follows the store, as far as its watch can tell: etcd v2's driver reports servers that
+    /// have fallen silent after its `watch_patience`, 10 s by default.
     Live,
     /// It has the last values that are known, and the store cannot be followed at the moment.
     Stale,
@@ -64,7 +63,7 @@ impl Health {
     }
 
     /// The values come from a file, and were confirmed so long ago.
-    pub(super) fn from_disk(&mut self, age: Duration, now: Instant) {
+    pub(super) fn loaded(&mut self, age: Duration, now: Instant) {
         self.state = CacheState::Stale;
         self.source = CacheSource::Disk;
         self.confirmed = Some(Confirmed {

@@ -1,5 +1,6 @@
 //! One cache's task: decodes what its feed posts, posts it to the subscribers, keeps it on disk.
 
+use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -199,7 +200,8 @@ impl<T: Send + Sync + 'static> Typed<T> {
                 Some(stored) => match decoded(&*self.decoder, &key, &stored.value) {
                     Ok(value) => Some(Arc::new(value)),
                     Err(error) => {
-                        tracing::warn!(target: "tenure::cache", %key, %error, "bad value");
+                        let cause = error.source().map(tracing::field::display);
+                        tracing::warn!(target: "tenure::cache", %key, %error, cause, "bad value");
                         state.bad.insert_mut(key.clone(), error.clone());
                         bad.push(Arc::new(Change::Bad { key, error }));
                         continue;
@@ -244,7 +246,7 @@ impl<T: Send + Sync + 'static> Typed<T> {
         self.raw = kept.entries;
         let clock = &self.runtime.clock;
         let age = clock.wall().saturating_sub(kept.confirmed);
-        self.state.health.from_disk(age, clock.now());
+        self.state.health.loaded(age, clock.now());
     }
 
     /// Begins to write the file.

@@ -1,6 +1,6 @@
 //! The task of one line: reads and watches what the machine wants, and tells the tickets.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::machine::{Effect, Machine, SHORT_HOLD, Wants};
+use super::machine::{Effect, Machine, Wants};
+use super::newcomers::Newcomers;
 use super::{Input, Joining, Lines, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
-use crate::runtime::Instant;
-use crate::session::{Announcer, Loss, Term};
+use crate::runtime::{Entropy, Instant};
+use crate::session::{Loss, Term};
 use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
 
 /// Runs until the last handle on the line is gone.
@@ -44,10 +45,7 @@ pub(super) async fn drive(
 }
 
 /// A read that is under way.
-type Listing = BoxFuture<'static, Result<View>>;
-
-/// A failure this long after the pause for the one before begins a new series.
-const CALM: Duration = Duration::from_secs(2);
+pub(super) type Listing = BoxFuture<'static, Result<View>>;
 
 struct Driver {
     lines: Arc<Lines>,
@@ -55,21 +53,20 @@ struct Driver {
     layout: Layout,
     machine: Machine,
     tickets: BTreeMap<Position, Seat>,
-    /// When to say whose they are, of those that are still here then; in the order of time.
-    newcomers: VecDeque<(Instant, Position, Announcer)>,
+    newcomers: Newcomers,
     listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
-    /// No read or watch is begun before this: the last one failed.
-    pause: Option<(Instant, Duration)>,
+    /// No read or watch is begun while it lasts: the last one failed.
+    pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
     recheck_every: Duration,
     recheck: Instant,
 }
 
 /// One ticket of this process.
-struct Seat {
-    term: Arc<Term>,
-    admitted: Option<oneshot::Sender<Result<()>>>,
+pub(super) struct Seat {
+    pub(super) term: Arc<Term>,
+    pub(super) admitted: Option<oneshot::Sender<Result<u32>>>,
 }
 
 struct KeyWatch {
@@ -87,10 +84,10 @@ impl Driver {
             dir,
             machine: Machine::default(),
             tickets: BTreeMap::new(),
-            newcomers: VecDeque::new(),
+            newcomers: Newcomers::default(),
             listing: None,
             watches: BTreeMap::new(),
-            pause: None,
+            pause: Pause::default(),
             recheck_every,
             recheck,
         }
@@ -124,8 +121,7 @@ impl Driver {
                 };
                 self.tickets
                     .insert(position.clone(), Seat { term, admitted });
-                self.newcomers
-                    .push_back((now + SHORT_HOLD, position.clone(), announcer));
+                self.newcomers.joined(now, position.clone(), announcer);
                 if holding {
                     self.machine.join_holding(position, at, now);
                 } else {
@@ -160,7 +156,7 @@ impl Driver {
                         let now = self.now();
                         self.machine.holding(&position, now);
                         if let Some(seat) = self.tickets.get_mut(&position) {
-                            answer(seat, Ok(()));
+                            answer(seat, Ok(1));
                         }
                     }
                     Effect::Gone(position) => {
@@ -184,12 +180,13 @@ impl Driver {
         let Wants { list, watch, wake } = self.machine.wants(now);
         self.watches.retain(|key, _| watch.contains_key(key));
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
-        if let Some(settled) = self.announce(now) {
+        let is_here = |position: &_| self.tickets.contains_key(position);
+        if let Some(settled) = self.newcomers.settle(now, is_here) {
             next = next.min(settled);
         }
-        match self.pause {
-            Some((until, _)) if now < until => next = next.min(until),
-            _ => {
+        match self.pause.after(now) {
+            Some(until) => next = next.min(until),
+            None => {
                 // A list that is wanted may show that a new watch is not.
                 if list.is_none() {
                     for (key, from) in watch {
@@ -206,22 +203,6 @@ impl Driver {
             }
         }
         next
-    }
-
-    /// Has it said whose the tickets are that have been here for a while; when the next one will
-    /// have been.
-    fn announce(&mut self, now: Instant) -> Option<Instant> {
-        loop {
-            let (settled, position, _) = self.newcomers.front()?;
-            let here = self.tickets.contains_key(position);
-            if here && *settled > now {
-                return Some(*settled);
-            }
-            let (_, _, announcer) = self.newcomers.pop_front()?;
-            if here {
-                announcer.announce();
-            }
-        }
     }
 
     fn begin_list(&mut self, at_least: Index) {
@@ -322,18 +303,35 @@ impl Driver {
         }
         tracing::debug!(target: "tenure::line", dir = %self.dir, %error, "cannot see the line");
         let now = self.now();
-        // A list that succeeds between two watches that fail is no success.
-        let length = match self.pause {
-            Some((until, length)) if now < until + CALM => length * 2,
-            _ => Duration::from_millis(25),
-        };
-        let length = length.min(Duration::from_secs(1));
-        let until = now + self.lines.runtime.entropy.jitter(length);
-        self.pause = Some((until, length));
+        self.pause.begin(now, &self.lines.runtime.entropy);
     }
 }
 
-fn answer(seat: &mut Seat, answer: Result<()>) {
+/// A pause after a failure: until when, and its length, which doubles from failure to failure.
+#[derive(Default)]
+pub(super) struct Pause(Option<(Instant, Duration)>);
+
+impl Pause {
+    /// A failure this long after the pause for the one before begins a new series.
+    const CALM: Duration = Duration::from_secs(2);
+
+    /// Until when it lasts, if it does.
+    pub(super) fn after(&self, now: Instant) -> Option<Instant> {
+        self.0.map(|(until, _)| until).filter(|until| now < *until)
+    }
+
+    pub(super) fn begin(&mut self, now: Instant, entropy: &Entropy) {
+        // A list that succeeds between two watches that fail is no success.
+        let length = match self.0 {
+            Some((until, length)) if now < until + Self::CALM => length * 2,
+            _ => Duration::from_millis(25),
+        };
+        let length = length.min(Duration::from_secs(1));
+        self.0 = Some((now + entropy.jitter(length), length));
+    }
+}
+
+pub(super) fn answer(seat: &mut Seat, answer: Result<u32>) {
     if let Some(admitted) = seat.admitted.take() {
         // A waiter that has gone away has handed its ticket to the janitor.
         let _ = admitted.send(answer);
@@ -341,7 +339,9 @@ fn answer(seat: &mut Seat, answer: Result<()>) {
 }
 
 /// The read that is under way; never returns if there is none.
-fn in_flight<'a>(listing: &'a mut Option<Listing>) -> impl Future<Output = Result<View>> + 'a {
+pub(super) fn in_flight<'a>(
+    listing: &'a mut Option<Listing>,
+) -> impl Future<Output = Result<View>> + 'a {
     poll_fn(|cx| match listing {
         Some(view) => Pin::new(view).poll(cx),
         None => Poll::Pending,

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Joining, Line};
+use super::rule::Verdict;
+use super::{Joining, Line, Rule};
 use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
@@ -50,6 +51,8 @@ struct Seat {
     term: Arc<Term>,
     /// The line at or after the append, as far as it is known.
     known: Option<View>,
+    /// The limit that it was admitted under.
+    limit: Option<u32>,
     /// Whether the line's task knows of this ticket.
     joined: bool,
 }
@@ -70,7 +73,18 @@ impl Ticket {
         keep: &Keep,
         body: &Bytes,
     ) -> Result<Self> {
-        let line = core.lines.line(dir, keep.ttl());
+        Self::take_under(core, dir, Rule::Exclusive, keep, body).await
+    }
+
+    /// The same in a line of this rule.
+    pub(crate) async fn take_under(
+        core: &Arc<Core>,
+        dir: &Key,
+        rule: Rule,
+        keep: &Keep,
+        body: &Bytes,
+    ) -> Result<Self> {
+        let line = core.lines.line(dir, keep.ttl(), rule);
         let mut last = None;
         for _ in 0..APPENDS {
             let session = core.session(keep)?;
@@ -130,10 +144,11 @@ impl Ticket {
         }
     }
 
-    /// Waits until no ticket is before this one.
+    /// Waits until the line's rule admits this ticket.
     ///
     /// # Errors
-    /// `Lost` when the session ended or the ticket was deleted while it waited.
+    /// `Lost` when the session ended or the ticket was deleted while it waited; a refusal, if the
+    /// rule knows any.
     ///
     /// # Cancel safety
     /// Dropping the future keeps the place; dropping the ticket gives it up.
@@ -146,21 +161,22 @@ impl Ticket {
                 Err(error) => return Err(error),
             }
         }
-        if self.is_first()? {
-            return self.hold();
+        if let Some(limit) = self.admission()? {
+            return self.hold(limit);
         }
         let joining = self.joining()?;
         let term = joining.term.clone();
         let admission = self.line.join_waiting(joining);
-        tokio::select! {
+        let limit = tokio::select! {
             biased;
-            loss = term.lost() => Err(loss.into_error().during("wait").at(self.line.dir())),
-            answer = admission => {
-                // No answer: the line's task has ended, which only a shutdown makes it do.
-                answer.unwrap_or_else(|_| Err(Loss::Closed.into_error()))?;
-                term.check()
+            loss = term.lost() => {
+                return Err(loss.into_error().during("wait").at(self.line.dir()));
             }
-        }
+            // No answer: the line's task has ended, which only a shutdown makes it do.
+            answer = admission => answer.unwrap_or_else(|_| Err(Loss::Closed.into_error()))?,
+        };
+        self.seat_mut()?.limit = Some(limit);
+        term.check()
     }
 
     /// Takes the first place if nobody is seen in line: looks, and appends only then. `None` when
@@ -195,15 +211,20 @@ impl Ticket {
             .await
     }
 
-    /// Takes the place if no ticket is before it now, and gives it up otherwise.
-    async fn admitted_now(mut self) -> Result<Option<Self>> {
+    /// Takes the place if the line's rule admits it now, and gives it up otherwise.
+    pub(crate) async fn admitted_now(mut self) -> Result<Option<Self>> {
         self.look().await?;
-        if self.is_first()? {
-            self.hold()?;
+        if let Some(limit) = self.admission()? {
+            self.hold(limit)?;
             return Ok(Some(self));
         }
         self.release().await?;
         Ok(None)
+    }
+
+    /// The limit that it was admitted under: 1 in an exclusive line. `None` before that.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        self.seat().ok()?.limit
     }
 
     /// The number by which later holders are told from earlier ones.
@@ -327,6 +348,7 @@ impl Ticket {
         let expiry = Expiry::With(self.session.lease());
         let append = Append::ticket(self.line.dir().clone(), self.tag, expiry).body(body.clone());
         let Appended { node, before, .. } = self.core.store.append(append).await?;
+        let before = before.filter(|_| self.line.rule.needs_tickets_only());
         let known = before.map(|mut nodes| {
             nodes.push(node.clone());
             View::new(node.created, nodes)
@@ -337,7 +359,8 @@ impl Ticket {
     /// Looks whether the unanswered append has made its node by now.
     async fn adopt(&mut self, sent: Instant) -> Result<bool> {
         let dir = self.line.dir();
-        let view = self.core.store.get(Get::children(dir.clone())).await?;
+        let look = self.line.rule.look_for_tags(dir);
+        let view = self.core.store.get(look).await?;
         let is_ours = |node: &&Node| {
             self.core
                 .layout
@@ -367,6 +390,7 @@ impl Ticket {
             position,
             term,
             known,
+            limit: None,
             joined: false,
         });
         Ok(())
@@ -377,45 +401,39 @@ impl Ticket {
         let seat = self.seat()?;
         if seat.known.is_none() {
             let fresh = Freshness::AtLeast(seat.node.created);
-            let get = Get::children(self.line.dir().clone())
-                .fresh(fresh)
-                .keys_only();
+            let get = self.line.rule.look(self.line.dir()).fresh(fresh);
             let view = self.core.store.get(get).await?;
             self.seat_mut()?.known = Some(view);
         }
         Ok(())
     }
 
-    /// Whether the line is known and no ticket in it is before this one.
-    fn is_first(&self) -> Result<bool> {
+    /// The limit that it is admitted under, if the line is known and admits it.
+    fn admission(&self) -> Result<Option<u32>> {
         let seat = self.seat()?;
         let Some(view) = &seat.known else {
-            return Ok(false);
+            return Ok(None);
         };
-        let ticket = |node| self.core.layout.ticket(self.line.dir(), node);
-        match view
-            .nodes
-            .iter()
-            .filter_map(ticket)
-            .map(|ticket| ticket.position)
-            .min()
-        {
-            Some(first) if first == seat.position => Ok(true),
-            Some(first) if first < seat.position => Ok(false),
-            _ => {
+        let (rule, dir) = (&self.line.rule, self.line.dir());
+        match rule.judge(self.core.layout, dir, view, &seat.position) {
+            Verdict::Admitted(limit) => Ok(Some(limit)),
+            Verdict::Waits => Ok(None),
+            Verdict::Gone => {
                 seat.term.lose(Loss::Deleted);
                 Err(Loss::Deleted
                     .into_error()
                     .during("append")
                     .at(&seat.node.key))
             }
+            Verdict::Refused(refusal) => Err(refusal.into_error().at(dir)),
         }
     }
 
-    /// Tells the line's task that this ticket is the first.
-    fn hold(&mut self) -> Result<()> {
+    /// Tells the line's task that this ticket is admitted.
+    fn hold(&mut self, limit: u32) -> Result<()> {
         let joining = self.joining()?;
         let term = joining.term.clone();
+        self.seat_mut()?.limit = Some(limit);
         self.line.join_holding(joining);
         term.check()
     }

@@ -7,8 +7,9 @@
 //! free slot that has the highest hash with it, and stays with it. A slot is free when *the view*
 //! shows neither a claim nor an assignment in it. So consumers whose views are of different age
 //! still agree on each assignment, and nobody races for the head. What is not the same for all is
-//! when they came and what time it is; then two may claim one job, one of them fails, and the next
-//! changes make their views agree again.
+//! when they came and what time it is; then two may claim one job, and one of them fails. Whoever
+//! sees a claim of a consumer that it had not expected forgets what it thought of that consumer,
+//! so their views soon agree again.
 //!
 //! Whoever lets an assignment pass (stopped, draining, slow) loses it, and gets no other until the
 //! view shows a claim of it. Nobody counts itself out: the others do that.
@@ -306,6 +307,10 @@ impl Machine {
         }) = register
         {
             self.passive.remove(consumer);
+            if self.assigned.get(id).is_none_or(|it| it.to != *consumer) {
+                // It does not see what I see, so it will not do what I think.
+                self.assigned.retain(|_, it| it.to != *consumer);
+            }
             if let Some(since) = self.unseen.remove(claim) {
                 let took = time.now.since(since);
                 self.echo = took.max(self.echo - self.echo / 8);

@@ -623,3 +623,144 @@ fn what_is_no_register_sets_its_job_aside() {
     rig.put("state/a", "ready 0 0");
     assert_eq!(rig.claims(), ["a"]);
 }
+
+/// Several machines, each as far in one log as it likes, and a store that compares and swaps.
+struct Race {
+    rigs: Vec<Rig>,
+    /// How far each has read.
+    read: Vec<usize>,
+    log: Vec<(String, Option<String>)>,
+    states: BTreeMap<String, (String, Index)>,
+    dice: fastrand::Rng,
+    /// Claims that wait to be acked: by whom, of what.
+    running: Vec<(usize, JobId, u64)>,
+    claims: usize,
+    conflicts: usize,
+    acks: usize,
+}
+
+impl Race {
+    fn new(seed: u64) -> Self {
+        Self {
+            rigs: Vec::new(),
+            read: Vec::new(),
+            log: Vec::new(),
+            states: BTreeMap::new(),
+            dice: fastrand::Rng::with_seed(seed),
+            running: Vec::new(),
+            claims: 0,
+            conflicts: 0,
+            acks: 0,
+        }
+    }
+
+    /// Another consumer comes, and reads all there is first.
+    fn join(&mut self, slots: usize) {
+        let number = self.rigs.len() as u64 + 1;
+        let mut rig = Rig::new(slots);
+        rig.delete(&format!("consumers/{}", tag(1)));
+        rig.machine.unregistered();
+        rig.entropy = Entropy::seeded(number);
+        rig.index = 10;
+        self.rigs.push(rig);
+        self.read.push(0);
+        let card = format!("{{\"slots\": {slots}}}");
+        self.log
+            .push((format!("consumers/{}", tag(number)), Some(card)));
+        let index = at(self.log.len() as u64 + 10);
+        let who = self.rigs.len() - 1;
+        self.rigs[who].machine.registered(tag(number), index);
+        // As a snapshot does: no step in between.
+        while self.read[who] < self.log.len() {
+            self.tell(who);
+        }
+    }
+
+    fn tell(&mut self, who: usize) {
+        let (rest, value) = self.log[self.read[who]].clone();
+        self.read[who] += 1;
+        match value {
+            Some(value) => drop(self.rigs[who].put(&rest, &value)),
+            None => drop(self.rigs[who].delete(&rest)),
+        }
+    }
+
+    fn write(&mut self, id: &JobId, to: &Register) -> Index {
+        self.log.push((format!("state/{id}"), Some(to.to_string())));
+        let index = at(self.log.len() as u64 + 10);
+        self.states.insert(id.to_string(), (to.to_string(), index));
+        index
+    }
+
+    /// One consumer looks at one change, or one job is done.
+    fn turn(&mut self) {
+        if !self.running.is_empty() && self.dice.u32(..4) == 0 {
+            let (who, id, nonce) = self.running.remove(self.dice.usize(..self.running.len()));
+            assert!(self.rigs[who].machine.settling(&id, nonce));
+            let index = self.write(
+                &id,
+                &Register::Done {
+                    attempts: 1,
+                    claim: nonce,
+                },
+            );
+            self.rigs[who].finish(&id, Outcome::Written(index));
+            self.acks += 1;
+        }
+        let who = self.dice.usize(..self.rigs.len());
+        if self.read[who] < self.log.len() {
+            self.tell(who);
+        }
+        for want in self.rigs[who].wants() {
+            let Want::Claim {
+                id, from: None, to, ..
+            } = want
+            else {
+                panic!("{want:?}");
+            };
+            self.claims += 1;
+            if let Some((_, index)) = self.states.get(id.as_str()) {
+                self.conflicts += 1;
+                let outcome = Outcome::Written(*index);
+                self.rigs[who].finish(&id, outcome);
+                continue;
+            }
+            let Register::Claimed { claim, .. } = to else {
+                panic!("{to:?}");
+            };
+            let index = self.write(&id, &to);
+            assert!(self.rigs[who].machine.claimed(&id, claim, index));
+            self.running.push((who, id, claim));
+        }
+    }
+}
+
+#[test]
+fn consumers_that_came_at_different_times_soon_agree() {
+    for (seed, slots) in [(1, 1), (2, 1), (3, 1), (4, 3), (5, 3), (6, 8)] {
+        let mut race = Race::new(seed);
+        for number in 0..2_000 {
+            race.log
+                .push((format!("jobs/{number:05}"), Some("x".into())));
+        }
+        for _ in 0..5 {
+            race.join(slots);
+            for _ in 0..race.dice.usize(..200) {
+                race.turn();
+            }
+        }
+        let (early, acks) = (race.conflicts, race.acks);
+        while race.acks < 1_900 {
+            race.turn();
+        }
+        let late = race.conflicts - early;
+        let jobs = race.acks - acks;
+        println!(
+            "seed {seed}, {slots} slots: {early} conflicts at first, then {late} in {jobs} jobs"
+        );
+        assert!(
+            late * 50 <= jobs,
+            "seed {seed}: {late} conflicts in {jobs} jobs"
+        );
+    }
+}
