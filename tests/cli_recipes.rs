@@ -128,6 +128,54 @@ fn what_a_leader_runs_is_dead_before_another_leads() {
 }
 
 #[test]
+fn what_holds_the_last_permit_is_dead_before_another_has_it() {
+    let options = ["s", "--permits", "2", "--weight", "2"];
+    overlap_when_stopped(&["semaphore"], &options);
+}
+
+#[test]
+fn as_many_commands_run_as_there_are_permits() {
+    let (etcd, files) = (Etcd::start(), Directory::new());
+    let ready = files.file("ready");
+    let script = format!(
+        "echo $TENURE_NAME $TENURE_TOKEN >> {}; read wait",
+        ready.display()
+    );
+    let semaphore = |options: &[&str]| under(&etcd, &["semaphore"], options, &script);
+    let run = |options: &[&str]| code(&semaphore(options).output().unwrap());
+    assert_eq!(run(&["s"]), 1, "no limit is stored");
+    let start = |options: &[&str]| {
+        let mut command = semaphore(options);
+        command.stdin(Stdio::piped()).spawn().unwrap()
+    };
+    let mut one = start(&["s", "--permits", "3"]);
+    let told = lines(&ready, 1);
+    assert!(told[0].starts_with("s "), "{told:?}");
+    let mut two = start(&["s", "--weight", "2"]);
+    lines(&ready, 2);
+    assert_eq!(run(&["s", "--try"]), 75);
+    assert_eq!(run(&["s", "--timeout", "200ms"]), 75);
+    assert_eq!(run(&["s", "--weight", "4"]), 64, "more than there can be");
+    assert_eq!(run(&["s", "--permits", "2"]), 64, "another limit");
+    let status = ["status", "s", "--semaphore", "--format", "json"];
+    let told = said(&tenure(&etcd).args(status).output().unwrap());
+    let weights: Vec<_> = told
+        .iter()
+        .map(|line| json(line)["weight"].clone())
+        .collect();
+    assert_eq!(weights, [1, 2], "{told:?}");
+    let waiter = semaphore(&["s", "--weight", "3"]).spawn().unwrap();
+    drop(one.stdin.take());
+    assert_eq!(ended(one), Some(1));
+    assert_eq!(lines(&ready, 2).len(), 2, "two of three are not enough");
+    drop(two.stdin.take());
+    assert_eq!(ended(two), Some(1));
+    assert_eq!(ended(waiter), Some(1), "its input is at its end");
+    assert_eq!(lines(&ready, 3).len(), 3);
+    assert_eq!(children(&etcd, "/_semaphores/s/line"), [""; 0]);
+}
+
+#[test]
 fn status_tells_who_holds_and_who_waits() {
     let (etcd, files) = (Etcd::start(), Directory::new());
     let status = |arguments: &[&str]| tenure(&etcd).arg("status").args(arguments).output();

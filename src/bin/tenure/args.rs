@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use queue::{Chosen, Pushing, QueueArgs, QueueCommand, QueueName, Working};
-pub(crate) use run::{ElectArgs, LockArgs, RunArgs};
+pub(crate) use run::{ElectArgs, LockArgs, RunArgs, SemaphoreArgs};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -59,7 +59,7 @@ pub(crate) struct StoreArgs {
 pub(crate) enum Command {
     Lock(LockArgs),
     Elect(ElectArgs),
-    //SEM     Semaphore(SemaphoreArgs),
+    Semaphore(SemaphoreArgs),
     Leader(LeaderArgs),
     Status(StatusArgs),
     Queue(QueueArgs),
@@ -255,8 +255,8 @@ pub(crate) enum Bench {
     Contend,
     /// From a resignation to the next leader
     Elect,
-    //SEM    /// Acquire and release of a semaphore with half as many permits as there are clients
-    //SEM    Semaphore,
+    /// Acquire and release of a semaphore with half as many permits as there are clients
+    Semaphore,
     /// Pushes of 100 bytes
     Push,
     /// Push, claim and ack, each client a producer and a consumer of one queue

@@ -112,7 +112,7 @@ async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
                 Bench::Lock => locks(client, &format!("bench-{number}"), None, until).await,
                 Bench::Contend => locks(client, "bench", Some(referee), until).await,
                 Bench::Elect => terms(client, number, referee, until).await,
-                //SEM                Bench::Semaphore => permits(client, args.clients.div_ceil(2), until).await,
+                Bench::Semaphore => permits(client, args.clients.div_ceil(2), until).await,
                 Bench::Push => pushes(client, root, until).await,
                 Bench::Queue => jobs(client, root, until).await,
             }
@@ -198,16 +198,17 @@ async fn terms(client: &Client, number: usize, referee: &Referee, until: Instant
     }
     Ok(lane)
 }
-
-//SEM async fn permits(client: &Client, permits: u32, until: Instant) -> Result<Lane> {
-//SEM     let semaphore = client.semaphore(format!("bench-{permits}")).permits(permits);
-//SEM     let mut lane = Lane::new(until);
-//SEM     while let Some(began) = lane.round().await {
-//SEM         semaphore.acquire().await?.release().await?;
-//SEM         lane.done(began);
-//SEM     }
-//SEM     Ok(lane)
-//SEM }
+async fn permits(client: &Client, permits: u32, until: Instant) -> Result<Lane> {
+    let semaphore = client
+        .semaphore(format!("bench-{permits}"))
+        .permits(permits);
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        semaphore.acquire().await?.release().await?;
+        lane.done(began);
+    }
+    Ok(lane)
+}
 
 async fn pushes(client: &Client, root: &Key, until: Instant) -> Result<Lane> {
     let queue = client.raw_queue(root.join("jobs")?);
@@ -257,7 +258,7 @@ fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, vio
         Bench::Lock => "lock",
         Bench::Contend => "contend",
         Bench::Elect => "elect",
-        //SEM        Bench::Semaphore => "semaphore",
+        Bench::Semaphore => "semaphore",
         Bench::Push => "push",
         Bench::Queue => "queue",
     };

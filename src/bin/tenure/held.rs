@@ -6,9 +6,9 @@ use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use tenure::{Client, Error, ErrorKind, Hold, Leadership, LockGuard, Result};
+use tenure::{Client, Error, ErrorKind, Hold, Leadership, LockGuard, Permit, Result};
 
-use crate::args::{ElectArgs, LockArgs, RunArgs};
+use crate::args::{ElectArgs, LockArgs, RunArgs, SemaphoreArgs};
 use crate::exit;
 use crate::runner::{self, Orders, Outcome, Task, Term};
 use crate::signals::Signals;
@@ -20,7 +20,7 @@ const RELEASE: Duration = Duration::from_secs(5);
 enum Held {
     Lock(LockGuard),
     Leadership(Leadership),
-    //SEM     Permit(Permit),
+    Permit(Permit),
 }
 
 impl Held {
@@ -28,7 +28,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.release().await,
             Self::Leadership(leadership) => leadership.resign().await,
-            //SEM             Self::Permit(permit) => permit.release().await,
+            Self::Permit(permit) => permit.release().await,
         }
     }
 }
@@ -40,7 +40,7 @@ impl Deref for Held {
         match self {
             Self::Lock(guard) => guard,
             Self::Leadership(leadership) => leadership,
-            //SEM             Self::Permit(permit) => permit,
+            Self::Permit(permit) => permit,
         }
     }
 }
@@ -102,29 +102,28 @@ pub(crate) async fn elect(client: &Client, args: &ElectArgs, signals: &mut Signa
     };
     run(client, &wanted, campaigning, signals).await
 }
-
-//SEM /// Runs the command while holding permits; the exit code.
-//SEM pub(crate) async fn semaphore(client: &Client, args: &SemaphoreArgs, signals: &mut Signals) -> u8 {
-//SEM     let semaphore = client.semaphore(&args.name).ttl(args.run.ttl);
-//SEM     let semaphore = match args.permits {
-//SEM         Some(permits) => semaphore.permits(permits),
-//SEM         None => semaphore,
-//SEM     };
-//SEM     let wanted = Wanted::new("semaphore", &args.name, &args.run, None);
-//SEM     let acquiring = async {
-//SEM         if args.run.try_once {
-//SEM             let permit = semaphore.try_acquire_many(args.weight).await?;
-//SEM             return Ok(permit.map(Held::Permit));
-//SEM         }
-//SEM         let acquire = semaphore.acquire().weight(args.weight);
-//SEM         let acquire = match args.run.timeout {
-//SEM             Some(timeout) => acquire.timeout(timeout),
-//SEM             None => acquire,
-//SEM         };
-//SEM         Ok(Some(Held::Permit(acquire.await?)))
-//SEM     };
-//SEM     run(client, &wanted, acquiring, signals).await
-//SEM }
+/// Runs the command while holding permits; the exit code.
+pub(crate) async fn semaphore(client: &Client, args: &SemaphoreArgs, signals: &mut Signals) -> u8 {
+    let semaphore = client.semaphore(&args.name).ttl(args.run.ttl);
+    let semaphore = match args.permits {
+        Some(permits) => semaphore.permits(permits),
+        None => semaphore,
+    };
+    let wanted = Wanted::new("semaphore", &args.name, &args.run, None);
+    let acquiring = async {
+        if args.run.try_once {
+            let permit = semaphore.try_acquire_many(args.weight).await?;
+            return Ok(permit.map(Held::Permit));
+        }
+        let acquire = semaphore.acquire().weight(args.weight);
+        let acquire = match args.run.timeout {
+            Some(timeout) => acquire.timeout(timeout),
+            None => acquire,
+        };
+        Ok(Some(Held::Permit(acquire.await?)))
+    };
+    run(client, &wanted, acquiring, signals).await
+}
 impl<'a> Wanted<'a> {
     fn new(kind: &str, name: &'a str, run: &'a RunArgs, value: Option<OsString>) -> Self {
         Self {

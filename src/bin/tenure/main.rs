@@ -109,7 +109,7 @@ async fn run(cli: Cli) -> u8 {
     match &cli.command {
         Command::Lock(args) => held::lock(client, args, &mut signals).await,
         Command::Elect(args) => held::elect(client, args, &mut signals).await,
-        //SEM         Command::Semaphore(args) => held::semaphore(client, args, &mut signals).await,
+        Command::Semaphore(args) => held::semaphore(client, args, &mut signals).await,
         Command::Leader(args) => status::leader(client, args, format, &mut signals).await,
         Command::Status(args) => status::status(client, args, format, &mut signals).await,
         Command::Queue(args) => queue::run(client, args, format, &mut signals).await,

@@ -1,6 +1,7 @@
 //! `tenure leader` and `tenure status`: who has what others wait for.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -88,8 +89,8 @@ pub(crate) async fn status(
 async fn tell_status(client: &Client, args: &StatusArgs, format: Format) -> Result<u8> {
     let line = if args.election {
         client.election(&args.name).candidates().await?
-    //SEM     } else if args.semaphore {
-    //SEM         client.semaphore(&args.name).contenders().await?
+    } else if args.semaphore {
+        client.semaphore(&args.name).contenders().await?
     } else if args.raw {
         client.raw_lock(&args.name).contenders().await?
     } else {
@@ -97,8 +98,8 @@ async fn tell_status(client: &Client, args: &StatusArgs, format: Format) -> Resu
     };
     let mut known: BTreeMap<u64, Option<Who>> = BTreeMap::new();
     for session in line.iter().filter_map(Contender::session) {
-        if !known.contains_key(&session) {
-            known.insert(session, client.who(session).await?);
+        if let Entry::Vacant(place) = known.entry(session) {
+            place.insert(client.who(session).await?);
         }
     }
     let who = |contender: &Contender| known.get(&contender.session()?)?.as_ref();

@@ -239,10 +239,9 @@ mod tests {
         ]);
         let by = Claimant {
             session: 0xc0,
-            host: Some("h".into()),
-            pid: Some(7),
-            app: Some("a".into()),
+            who: Who::parse(br#"{"host":"h","pid":7,"app":"a"}"#),
         };
+        assert!(by.who.is_some());
         let until = NOW + Duration::from_millis(1);
         let dead = |reason: &str| JobState::Dead {
             reason: reason.into(),
