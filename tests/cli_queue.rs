@@ -252,6 +252,8 @@ enum Blow {
     Stopped,
     /// Somebody deletes its node.
     Deleted,
+    /// The same, while the guardian of the command stands still.
+    GuardianStopped,
 }
 
 /// The job's command is dead before the job is delivered again, with a larger token.
@@ -279,7 +281,14 @@ fn overlap_after(blow: Blow) {
     match blow {
         Blow::Killed => signal(&elder, "-KILL"),
         Blow::Stopped => signal(&elder, "-STOP"),
-        Blow::Deleted => {
+        Blow::Deleted | Blow::GuardianStopped => {
+            if blow == Blow::GuardianStopped {
+                let own = elder.id().to_string();
+                let found = Command::new("pgrep").args(["-P", &own]).output().unwrap();
+                let guardian = String::from_utf8(found.stdout).unwrap();
+                let stop = ["-STOP", guardian.trim()];
+                assert!(Command::new("kill").args(stop).status().unwrap().success());
+            }
             until("the other is there", || {
                 children(&etcd, "/_queues/q/consumers").len() == 2
             });
@@ -298,10 +307,9 @@ fn overlap_after(blow: Blow) {
             .unwrap()
     };
     // A deletion by force frees the job at once; then the loss is known a moment later.
-    let notice = if blow == Blow::Deleted {
-        Duration::from_secs(1)
-    } else {
-        Duration::ZERO
+    let notice = match blow {
+        Blow::Deleted | Blow::GuardianStopped => Duration::from_secs(1),
+        Blow::Killed | Blow::Stopped => Duration::ZERO,
     };
     until("its command is dead", || {
         let (start, before) = (now(), last());
@@ -341,6 +349,11 @@ fn a_job_of_a_worker_that_is_stopped_is_another_s_when_its_command_is_dead() {
 #[test]
 fn a_command_whose_claim_is_lost_is_killed() {
     overlap_after(Blow::Deleted);
+}
+
+#[test]
+fn a_command_whose_guardian_stands_still_is_killed_from_above() {
+    overlap_after(Blow::GuardianStopped);
 }
 
 #[test]

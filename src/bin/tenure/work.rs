@@ -9,6 +9,7 @@ use tenure::{Client, Job, Queue, Result};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::args::Working;
 use crate::exit;
@@ -49,9 +50,13 @@ pub(crate) async fn run(client: &Client, args: &Working, signals: &mut Signals) 
         grace,
         killed,
     });
+    // A delivery that is lost drops its handler; what the handler began must be seen to its end.
+    let tasks = TaskTracker::new();
+    let started = tasks.clone();
     let running = worker.run(move |job| {
         let command = command.clone();
-        async move { command.run(job).await }
+        let ended = started.spawn(async move { command.run(job).await });
+        async move { ended.await.unwrap_or_else(|error| Err(error.to_string())) }
     });
     let mut running = std::pin::pin!(running);
     let mut empty = std::pin::pin!(emptied(&queue, args.until_empty));
@@ -88,6 +93,8 @@ pub(crate) async fn run(client: &Client, args: &Working, signals: &mut Signals) 
     if line {
         eprintln!();
     }
+    tasks.close();
+    tasks.wait().await;
     client.shutdown(RELEASE).await;
     match (outcome, signal_heard) {
         (Err(error), _) => {

@@ -86,6 +86,10 @@ pub(crate) struct Pushing {
 ///
 /// INT and TERM end it after the commands that run; a second one kills those.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 told to end, or nothing left to do; 64 usage; 69 store not reached; \
+                  77 not authorised; 130, 143 told twice"
+)]
 pub(crate) struct Working {
     #[command(flatten)]
     pub(crate) queue: QueueName,
