@@ -402,10 +402,8 @@ pub(crate) async fn what_consumers_do_is_counted_as_of_one_moment(world: World) 
     let JobState::Claimed { by } = &jobs[1].state else {
         panic!("{jobs:?}");
     };
-    assert_eq!(
-        (by.session, by.host.as_deref(), by.pid),
-        (7, Some("there"), Some(12))
-    );
+    let who = by.who.as_ref().unwrap();
+    assert_eq!((by.session, who.host(), who.pid()), (7, "there", 12));
     assert_eq!((&jobs[2].state, jobs[2].attempts), (&JobState::Ready, 3));
     let reason = "it does not parse".to_owned();
     assert_eq!(jobs[3].state, JobState::Dead { reason });

@@ -33,7 +33,8 @@ impl Queue {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn stats(&self) -> Result<Stats> {
-        self.census("count jobs", |census| census.stats()).await
+        let paths = self.begin("count jobs")?;
+        Ok(self.census("count jobs", &paths).await?.stats())
     }
 
     /// The jobs that are not done, in the order of their delivery. Cost and errors as of
@@ -45,8 +46,8 @@ impl Queue {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn jobs(&self) -> Result<Vec<JobInfo>> {
-        self.census("list jobs", |census| census.jobs().collect())
-            .await
+        let paths = self.begin("list jobs")?;
+        Ok(self.census("list jobs", &paths).await?.jobs().collect())
     }
 
     /// The jobs that were given up, in the order in which they were to be delivered. Cost as of
@@ -184,16 +185,11 @@ impl Queue {
         }
     }
 
-    async fn census<T>(
-        &self,
-        operation: &'static str,
-        read: impl FnOnce(&Census<'_>) -> T,
-    ) -> Result<T> {
-        let paths = self.begin(operation)?;
-        let nodes = self.nodes(&paths).await;
+    async fn census<'a>(&self, operation: &'static str, paths: &'a Paths) -> Result<Census<'a>> {
+        let nodes = self.nodes(paths).await;
         let nodes = nodes.map_err(|error| error.during(operation).at(&paths.jobs))?;
         let now = self.core.runtime.clock.wall();
-        Ok(read(&Census::new(&paths, now, nodes)))
+        Ok(Census::new(paths, now, nodes))
     }
 
     async fn nodes(&self, paths: &Paths) -> Result<Vec<Node>> {

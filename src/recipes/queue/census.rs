@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::job::{JobId, Place};
 use super::outcome::Found;
 use super::paths::Paths;
 use super::register::Register;
 use crate::key::Tag;
+use crate::session::Who;
 use crate::store::Node;
 
 /// How much there is to do: see [`Queue::stats`](super::Queue::stats).
@@ -70,19 +69,13 @@ pub enum JobState {
 }
 
 /// A consumer, as others see it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[serde(default)]
 pub struct Claimant {
     /// The number of its session.
-    #[serde(skip)]
     pub session: u64,
-    /// The machine that it runs on, if it says so.
-    pub host: Option<String>,
-    /// The number of its process there.
-    pub pid: Option<u32>,
-    /// What it calls itself.
-    pub app: Option<String>,
+    /// Whose that is, as it says itself.
+    pub who: Option<Who>,
 }
 
 /// The nodes of a queue as of one index, read into words.
@@ -123,9 +116,8 @@ impl<'a> Census<'a> {
         } else if let Some(id) = Paths::id_in(&self.paths.state, &node.key) {
             self.registers.insert(id, Found::in_node(Some(node)));
         } else if let Some(tag) = node.key.below(&self.paths.consumers).and_then(Tag::parse) {
-            let worker = serde_json::from_slice(&node.value).unwrap_or_default();
-            let session = tag.session();
-            self.consumers.insert(tag, Claimant { session, ..worker });
+            let (session, who) = (tag.session(), Who::parse(&node.value));
+            self.consumers.insert(tag, Claimant { session, who });
         }
     }
 
@@ -247,10 +239,9 @@ mod tests {
         ]);
         let by = Claimant {
             session: 0xc0,
-            host: Some("h".into()),
-            pid: Some(7),
-            app: Some("a".into()),
+            who: Who::parse(br#"{"host":"h","pid":7,"app":"a"}"#),
         };
+        assert!(by.who.is_some());
         let until = NOW + Duration::from_millis(1);
         let dead = |reason: &str| JobState::Dead {
             reason: reason.into(),

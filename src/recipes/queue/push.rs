@@ -467,7 +467,7 @@ enum Noted {
 
 /// Registers count in milliseconds: the next one, so that nothing is early.
 fn whole_millis(time: Duration) -> Duration {
-    let part = u32::from(time.subsec_nanos() % 1_000_000 > 0);
+    let part = u32::from(!time.subsec_nanos().is_multiple_of(1_000_000));
     let whole = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(whole.saturating_add(part.into()))
 }
