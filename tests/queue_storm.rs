@@ -158,8 +158,7 @@ async fn four_producers_and_four_consumers_that_are_killed_lose_no_job() {
         }
         assert!(
             !clock.has_passed(limit),
-            "{left} of {jobs} jobs are left after {} kills",
-            kills
+            "{left} of {jobs} jobs are left after {kills} kills"
         );
         let victim = (entropy.u64() % CONSUMERS as u64) as usize;
         consumers[victim] = Consumer::start(&url, 1_000 + kills);
