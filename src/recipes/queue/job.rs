@@ -203,7 +203,7 @@ mod tests {
             let id = JobId::in_lane(Priority(digit), name);
             Place::new(id, at(index))
         };
-        let mut places = vec![
+        let mut places = [
             place(4, 7, "a"),
             place(9, 9, "z"),
             place(4, 7, "b"),
