@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime};
 use tenure::store::{Change, Condition, Event, Expiry, Put, Update, Watch};
-use tenure::testkit::{Fault, Faulty, Odds, cancel_after, cancel_at_every_poll};
+use tenure::testkit::{Call, Fault, Faulty, Odds, cancel_after, cancel_at_every_poll};
 use tenure::{Client, Consumer, Delivery, Index, Key, Store, StoreExt, Ttl};
 use tokio::task::JoinSet;
 
@@ -585,6 +585,33 @@ async fn an_ack_or_a_nack_dropped_after_its_first_poll_is_done_in_the_background
             });
             assert!(polls.await.is_some());
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_commits_late_is_put_back_and_comes_uncounted() {
+    for kind in KINDS {
+        let scene = Scene::new(kind, 1);
+        scene.push("a").await;
+        let (client, link) = scene.client(1);
+        link.next(Call::Put, Fault::LateCommit(LATE / 2));
+        let mut consumer = client.queue("q").consumer(1);
+        let delivery = take(&mut consumer).await;
+        assert_eq!(delivery.attempt(), 1);
+        let words: Vec<String> = scene.log().await.iter().filter_map(said).collect();
+        assert_eq!(words, ["claimed", "ready", "claimed"], "{kind:?}");
+        delivery.ack().await.unwrap();
+        consumer.close().await;
+        scene.check_books("late", 1, TTL).await;
+    }
+}
+
+/// The first word that a register was written with.
+fn said(event: &Event) -> Option<String> {
+    event.key.below(&key("/_queues/q/state"))?;
+    match &event.change {
+        Change::Put(node) => node.text()?.split(' ').next().map(str::to_owned),
+        _ => None,
     }
 }
 

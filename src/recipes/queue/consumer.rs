@@ -228,8 +228,6 @@ impl Link {
         }
         let _ = self.orders.send(Order::Stop);
         self.inbox.close();
-        // A delivery that is dropped without having been given out is put back.
-        while self.inbox.try_recv().is_ok() {}
     }
 }
 

@@ -224,7 +224,16 @@ impl Driver {
                 };
                 self.settle(nonce, ending, None);
             }
-            Order::Stop => self.drain(),
+            Order::Stop => {
+                self.drain();
+                // Nobody will get these. What is on its way through the channel may lie there for
+                // as long as this task runs, so it is not waited for.
+                let waiting = self.live.iter().filter(|(_, live)| !live.claim.is_handed());
+                let waiting: Vec<u64> = waiting.map(|(nonce, _)| *nonce).collect();
+                for nonce in waiting {
+                    self.obey(Order::Dropped(nonce));
+                }
+            }
         }
     }
 
@@ -351,6 +360,9 @@ impl Driver {
             is_settling: false,
         };
         self.live.insert(nonce, live);
+        if self.is_draining {
+            return self.obey(Order::Dropped(nonce));
+        }
         // Nobody there: the delivery is dropped with the answer, and so given back.
         drop(self.out.send(Ok(Delivery::new(claim))));
     }

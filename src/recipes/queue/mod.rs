@@ -54,7 +54,7 @@
 //! | nack, reject, drop | 1 | 1 |
 //! | a consumer's node, each TTL/3 | 1 | nothing of its own |
 //!
-//! Memory: about 400 bytes for each job that lies there, in each consumer. etcd v2 sends one change
+//! Memory: about 350 bytes for each job that lies there, in each consumer. etcd v2 sends one change
 //! in each answer, to each consumer: about four a job.
 //!
 //! # Cancel safety
