@@ -20,8 +20,10 @@
 //! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet`, `not rewritten yet` and `not announced` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
 //! | `tenure::election` | `elected`, `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
+//! | `tenure::election` | `elected` (`key`, `token`), `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
+//! | `tenure::queue` | `claimed`, `taken over` (`claim`), `a job failed` (`id`, `attempt`, `reason`), `not claimed`, `not given back` (`id`, `error`), `push failed` (`jobs`, `error`), `registering anew` (`root`, `loss`), `not tidied yet`, `a delivery was lost` (`error`); `warn`: what is no state of a job (`key`), a job that cannot be claimed (`error`) |
 //! | `tenure::cache` | `warn`: `bad value` (`key`, `error`, `cause`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
