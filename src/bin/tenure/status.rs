@@ -131,7 +131,7 @@ fn row(contender: &Contender, who: Option<&Who>) -> [String; 6] {
         contender.since().map_or_else(|| "-".to_owned(), date),
         contender.weight().to_string(),
         who.map_or_else(|| "unknown".to_owned(), |who| one_line(&who.to_string())),
-        one_line(&String::from_utf8_lossy(contender.body())),
+        one_line(&String::from_utf8_lossy(said(contender))),
     ]
 }
 
@@ -148,6 +148,12 @@ fn json_line(contender: &Contender, who: Option<&Who>) -> Value {
     line.insert("host".into(), who.map(Who::host).into());
     line.insert("pid".into(), who.map(Who::pid).into());
     line.insert("app".into(), who.map(Who::app).into());
-    insert_value(&mut line, contender.body());
+    insert_value(&mut line, said(contender));
     Value::Object(line)
+}
+
+/// What a ticket says, unless that is its weight, which has a column of its own.
+fn said(contender: &Contender) -> &[u8] {
+    let is_weight = contender.key().as_str().starts_with("/_semaphores/");
+    if is_weight { b"" } else { contender.body() }
 }
