@@ -658,6 +658,27 @@ pub(crate) async fn a_delay_without_end_ends_no_consumer(world: World) {
     assert_eq!((report.acked, report.nacked, report.lost), (1, 1, 0));
 }
 
+pub(crate) async fn only_ids_of_ones_own_are_remembered_for_longer(world: World) {
+    let client = world.client();
+    let queue = client.queue("q");
+    let plain = queue.push("x").await.unwrap().id;
+    let chosen = queue.push("x").id("mine").await.unwrap().id;
+    let day = Duration::from_secs(24 * 3_600);
+    let mut consumer = queue.consumer(1).dedupe(day);
+    for id in [&plain, &chosen] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.id(), id);
+        delivery.ack().await.unwrap();
+    }
+    let ttl = async |id: &tenure::recipes::queue::JobId| {
+        let node = client.store().node(&register(id.as_str())).await;
+        node.unwrap().unwrap().ttl.unwrap()
+    };
+    assert!(ttl(&plain).await <= Duration::from_secs(600));
+    assert!(ttl(&chosen).await > day - LONG);
+    consumer.close().await;
+}
+
 /// More than any store takes as one value.
 pub(crate) async fn a_reason_of_any_length_buries_the_job(world: World) {
     let client = world.client();
@@ -802,6 +823,7 @@ macro_rules! queue_suite {
             bad_options_are_refused_before_anything_is_sent,
             a_worker_does_jobs_retries_failures_and_buries_poison,
             a_delay_without_end_ends_no_consumer,
+            only_ids_of_ones_own_are_remembered_for_longer,
             a_reason_of_any_length_buries_the_job,
             a_worker_that_is_stopped_ends_what_it_has_begun,
             a_handler_is_cancelled_when_its_job_is_lost_and_the_worker_goes_on,
