@@ -48,8 +48,10 @@ impl Driver {
                 Want::List(freshness) => {
                     let mut get = Get::node(self.key.clone()).fresh(freshness);
                     get.select = self.scope.select();
+                    let sent = self.runtime.clock.now();
                     let view = self.store.get(get).await;
-                    self.machine.listed(view, entropy).map(Some)
+                    let took = self.runtime.clock.now().since(sent);
+                    self.machine.listed(view, took, entropy).map(Some)
                 }
                 Want::Watch(from) => {
                     let updates = self.updates.get_or_insert_with(|| {

@@ -20,6 +20,8 @@ pub(super) struct Machine {
     retry: Option<Retry>,
     /// Whether an interruption was told, and not yet that it is over.
     interrupted: bool,
+    /// How long the last list took.
+    listing: Duration,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl Machine {
             state: State::Listing(None),
             retry: None,
             interrupted: false,
+            listing: Duration::ZERO,
         }
     }
 
@@ -65,6 +68,7 @@ impl Machine {
             state: State::Watching(Place::after(index)),
             retry: None,
             interrupted: false,
+            listing: Duration::ZERO,
         }
     }
 
@@ -78,10 +82,11 @@ impl Machine {
         }
     }
 
-    /// The list that was wanted, or why there is none.
+    /// The list that was wanted and took so long, or why there is none.
     pub(super) fn listed(
         &mut self,
         outcome: Result<View, Error>,
+        took: Duration,
         entropy: &Entropy,
     ) -> Result<Follow, Error> {
         let State::Listing(at_least) = self.state else {
@@ -95,6 +100,7 @@ impl Machine {
             Ok(view) => {
                 self.state = State::Watching(Place::after(view.index));
                 self.interrupted = false;
+                self.listing = took;
                 Ok(Follow::Snapshot(view))
             }
             Err(error) => self.failed(error, State::Listing(at_least), entropy),
@@ -159,7 +165,11 @@ impl Machine {
         if !may_pass(&error) {
             return Err(self.end(error));
         }
-        let pause = self.retry.get_or_insert_with(Retry::new).pause(entropy);
+        let mut pause = self.retry.get_or_insert_with(Retry::new).pause(entropy);
+        if error.kind() == ErrorKind::HistoryLost {
+            // While a store changes faster than can be followed, half of the time is left to it.
+            pause = pause.max(self.listing);
+        }
         self.state = State::Resting(pause, Box::new(next));
         self.interrupted = true;
         Ok(Follow::Interrupted(error))

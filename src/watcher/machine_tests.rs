@@ -42,7 +42,15 @@ impl Rig {
     }
 
     fn list(&mut self, outcome: Result<View, Error>) -> Result<Follow, Error> {
-        self.machine.listed(outcome, &self.entropy)
+        self.list_slowly(Duration::ZERO, outcome)
+    }
+
+    fn list_slowly(
+        &mut self,
+        took: Duration,
+        outcome: Result<View, Error>,
+    ) -> Result<Follow, Error> {
+        self.machine.listed(outcome, took, &self.entropy)
     }
 
     fn update(&mut self, update: Update) -> Option<Follow> {
@@ -136,6 +144,27 @@ fn lost_history_is_listed_anew_and_never_older_than_what_was_told() {
     let item = rig.list(Ok(View::new(at(30), Vec::new())));
     assert!(matches!(item, Ok(Follow::Snapshot(_))));
     assert_eq!(rig.machine.wants(), Want::Watch(at(31)));
+}
+
+#[test]
+fn a_list_that_takes_long_is_not_asked_for_more_than_half_of_the_time() {
+    let (mut rig, took) = (Rig::listed(7), Duration::from_secs(5));
+    for index in 1..4 {
+        rig.breaks(ErrorKind::HistoryLost);
+        let list = rig.list_slowly(took, Ok(View::new(at(index * 1_000), Vec::new())));
+        assert!(matches!(list, Ok(Follow::Snapshot(_))));
+        assert!(rig.tells(index * 1_000 + 1, "a"));
+        // What broke otherwise goes on at once.
+        assert!(rig.breaks(ErrorKind::Unavailable) < took);
+        assert!(rig.tells(index * 1_000 + 2, "a"));
+        let item = rig
+            .machine
+            .updated(Some(Err(error(ErrorKind::HistoryLost))), &rig.entropy);
+        assert!(matches!(item, Ok(Some(Follow::Interrupted(_)))));
+        assert!(rig.rests() >= took);
+        let list = rig.list_slowly(took, Ok(View::new(at(index * 1_000 + 500), Vec::new())));
+        assert!(matches!(list, Ok(Follow::Snapshot(_))));
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A referee of a queue: follows its tree in the store and checks, event by event, what no
 //! consumer can be asked about.
 //!
-//! * Nobody takes a claim from a consumer whose node is there.
+//! * Nobody takes a claim from a consumer whose node is there, unless it has expired: a list leaves
+//!   out what has, and etcd takes it away up to half a second later.
 //! * A job is claimed for the first time only while fewer older ones of its lane than there are
 //!   slots have never been claimed.
 //! * What is done is claimed no more.
@@ -36,6 +37,8 @@ pub(crate) struct Ledger {
     /// The most older jobs that were passed over.
     pub(crate) passed_over: usize,
     pub(crate) violations: Vec<String>,
+    /// Jobs that were taken from consumers whose nodes were still there, by those.
+    early: BTreeMap<String, Vec<String>>,
 }
 
 impl Ledger {
@@ -70,6 +73,9 @@ impl Ledger {
         self.fresh.clear();
         self.registers.clear();
         self.consumers.clear();
+        // What became of the others was not seen.
+        let is_there = |name: &String| nodes.iter().any(|node| node.key.name() == name);
+        self.early.retain(|name, _| is_there(name));
         // Registers first: a job that has one was claimed, or is about to be.
         for part in ["consumers", "state", "jobs"] {
             for node in nodes.iter().filter(|node| !node.is_dir) {
@@ -90,8 +96,11 @@ impl Ledger {
                 }
             }
             Change::Put(_) => {}
-            Change::Delete { .. } => {
+            Change::Delete { expired } => {
                 if let Some((part, name)) = split(root, &event.key) {
+                    if part == "consumers" && *expired {
+                        self.early.remove(name);
+                    }
                     self.delete(part, name);
                 }
             }
@@ -154,6 +163,11 @@ impl Ledger {
             return;
         };
         self.claims += 1;
+        if self.early.contains_key(&claimant) {
+            self.violations.push(format!(
+                "{claimant}, from which jobs were taken, claims {job}"
+            ));
+        }
         if self.done.contains(job) {
             self.violations
                 .push(format!("{job} was done, and is now {to}"));
@@ -166,8 +180,7 @@ impl Ledger {
             Some(before) => {
                 self.takeovers += 1;
                 if self.consumers.contains_key(&before) {
-                    self.violations
-                        .push(format!("{job} was taken from {before}, which lives"));
+                    self.early.entry(before).or_default().push(job.to_owned());
                 }
             }
             None => {}
@@ -194,6 +207,11 @@ impl Ledger {
 
     /// Fails if anything was against the rules.
     pub(crate) fn check(&self) {
+        let early = &self.early;
+        assert!(
+            early.is_empty(),
+            "taken from consumers that live: {early:?}"
+        );
         let first: Vec<_> = self.violations.iter().take(10).collect();
         assert!(
             first.is_empty(),

@@ -630,6 +630,97 @@ pub(crate) async fn a_worker_does_jobs_retries_failures_and_buries_poison(world:
     assert!(consumers(&client).await.is_empty());
 }
 
+pub(crate) async fn a_delay_without_end_ends_no_consumer(world: World) {
+    let client = world.client();
+    push_all(&client, ["a", "b", "c"].map(String::from)).await;
+    let mut consumer = client.queue("q").consumer(1);
+    let delivery = next(&mut consumer).await;
+    soon("the nack", delivery.nack_after(Duration::MAX))
+        .await
+        .unwrap();
+    let never = format!("ready 1 {}", u64::MAX);
+    assert_eq!(state(&client, "a").await, Some(never));
+    consumer.close().await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let worker = client.queue("q").worker();
+    let worker = worker.retry_delay(|_| Duration::MAX);
+    let worker = worker.until(async move { drop(stopped.await) });
+    let mut progress = worker.progress();
+    let running = tokio::spawn(worker.run(|job: tenure::Job| async move {
+        match job.id().as_str() {
+            "b" => Err("never again"),
+            _ => Ok(()),
+        }
+    }));
+    let both = async {
+        while progress.report().acked < 1 || progress.report().nacked < 1 {
+            progress.changed().await.unwrap();
+        }
+    };
+    soon("both", both).await;
+    stop.send(()).unwrap();
+    let report = soon("the worker", running).await.unwrap().unwrap();
+    assert_eq!((report.acked, report.nacked, report.lost), (1, 1, 0));
+}
+
+pub(crate) async fn only_ids_of_ones_own_are_remembered_for_longer(world: World) {
+    let client = world.client();
+    let queue = client.queue("q");
+    let plain = queue.push("x").await.unwrap().id;
+    let chosen = queue.push("x").id("mine").await.unwrap().id;
+    let day = Duration::from_secs(24 * 3_600);
+    let mut consumer = queue.consumer(1).dedupe(day);
+    for id in [&plain, &chosen] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.id(), id);
+        delivery.ack().await.unwrap();
+    }
+    let ttl = async |id: &tenure::recipes::queue::JobId| {
+        let node = client.store().node(&register(id.as_str())).await;
+        node.unwrap().unwrap().ttl.unwrap()
+    };
+    assert!(ttl(&plain).await <= Duration::from_secs(600));
+    assert!(ttl(&chosen).await > day - LONG);
+    consumer.close().await;
+}
+
+/// More than any store takes as one value.
+pub(crate) async fn a_reason_of_any_length_buries_the_job(world: World) {
+    let client = world.client();
+    push_all(&client, ["a", "b"].map(String::from)).await;
+    let mut consumer = client.queue("q").consumer(1).max_attempts(1);
+    let reason = "\u{e4}".repeat(6 << 20);
+    let delivery = next(&mut consumer).await;
+    soon("the rejection", delivery.reject(reason.clone()))
+        .await
+        .unwrap();
+    assert!(
+        state(&client, "a")
+            .await
+            .unwrap()
+            .starts_with("dead 1 \u{e4}\u{e4}")
+    );
+    consumer.close().await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let worker = client.queue("q").worker().max_attempts(1);
+    let worker = worker.until(async move { drop(stopped.await) });
+    let mut progress = worker.progress();
+    let running = tokio::spawn(worker.run(move |_| {
+        let reason = reason.clone();
+        async move { Err(reason) }
+    }));
+    let buried = async {
+        while progress.report().dead < 1 {
+            progress.changed().await.unwrap();
+        }
+    };
+    soon("the burial", buried).await;
+    stop.send(()).unwrap();
+    let report = soon("the worker", running).await.unwrap().unwrap();
+    assert_eq!((report.dead, report.lost), (1, 0));
+    assert!(state(&client, "b").await.unwrap().len() < 5_000);
+}
+
 pub(crate) async fn a_worker_that_is_stopped_ends_what_it_has_begun(world: World) {
     let client = world.client();
     push_all(&client, numbered(6)).await;
@@ -736,6 +827,9 @@ macro_rules! queue_suite {
             a_shutdown_ends_deliveries_and_the_stream,
             bad_options_are_refused_before_anything_is_sent,
             a_worker_does_jobs_retries_failures_and_buries_poison,
+            a_delay_without_end_ends_no_consumer,
+            only_ids_of_ones_own_are_remembered_for_longer,
+            a_reason_of_any_length_buries_the_job,
             a_worker_that_is_stopped_ends_what_it_has_begun,
             a_handler_is_cancelled_when_its_job_is_lost_and_the_worker_goes_on,
         );

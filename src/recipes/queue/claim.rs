@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::consumer::DEDUPE;
 use super::job::JobId;
 use super::machine::{Outcome, Want};
 use super::paths::Paths;
@@ -242,7 +243,7 @@ impl Hand {
         };
         let is_end = matches!(to, Register::Done { .. });
         let expiry = match is_end {
-            true => Expiry::After(self.dedupe),
+            true => Expiry::After(self.window(&claim.id)),
             false => Expiry::Never,
         };
         let put = Put::new(key.clone(), to.value(), expiry).when(Condition::Both {
@@ -255,6 +256,15 @@ impl Hand {
             return Ok((self.core.store.commit(commit).await?.index, true));
         }
         Ok((self.core.store.put(put).await?.index(), false))
+    }
+
+    /// How long a job's end is remembered. Nobody pushes an id again that nobody has chosen, and all
+    /// that is remembered is in every list of the queue.
+    fn window(&self, id: &JobId) -> Ttl {
+        match id.is_generated() {
+            true => Ttl::new(DEDUPE).unwrap_or(self.dedupe),
+            false => self.dedupe,
+        }
     }
 
     /// Reads a job, as it is now that it was claimed; `None` if it is gone.

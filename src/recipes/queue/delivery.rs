@@ -295,8 +295,8 @@ impl Delivery {
             .map(drop)
     }
 
-    /// Gives the job up, whatever attempt this is: it lies among the dead, with the reason, until it
-    /// is requeued. 1 write.
+    /// Gives the job up, whatever attempt this is: it lies among the dead, with the reason (its first
+    /// 4 KiB), until it is requeued. 1 write.
     ///
     /// # Errors
     /// As [`ack`](Self::ack).

@@ -17,7 +17,7 @@ use super::delivery::{Claim, Delivery, Ending, Order};
 use super::job::JobId;
 use super::machine::{Machine, Outcome, Want};
 use super::paths::Paths;
-use super::register::Register;
+use super::register::{self, Register};
 use super::registration::{Registered, Registration};
 use super::view::Time;
 use crate::client::{Core, Keep};
@@ -522,21 +522,21 @@ impl Plan {
                     true => format!("given up after {attempts} deliveries"),
                     false => format!("given up after {attempts} deliveries: {reason}"),
                 };
-                Register::Dead { attempts, reason }
+                Register::dead(attempts, reason)
             }
             Ending::Again(delay, _) => Register::Ready {
                 attempts,
                 // None at all is not a matter of clocks.
                 not_before: match delay.is_zero() {
                     true => Duration::ZERO,
-                    false => wall + delay,
+                    false => register::not_before(wall, delay),
                 },
             },
             Ending::Uncounted => Register::Ready {
                 attempts: attempts - 1,
                 not_before: Duration::ZERO,
             },
-            Ending::Reject(reason) => Register::Dead { attempts, reason },
+            Ending::Reject(reason) => Register::dead(attempts, reason),
         }
     }
 }

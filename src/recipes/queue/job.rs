@@ -98,6 +98,11 @@ impl JobId {
         )
     }
 
+    /// Whether it was pushed without an id.
+    pub(crate) fn is_generated(&self) -> bool {
+        Tag::parse(self.split().1).is_some()
+    }
+
     /// When it was pushed, since 1970, by the producer's wall clock: for people to read. `None`
     /// for a chosen id, and for what plain producers append.
     pub fn pushed(&self) -> Option<Duration> {

@@ -64,6 +64,8 @@ pub(super) struct Machine {
     mine: BTreeMap<JobId, Mine>,
     /// Those that were found taken over.
     lost: Vec<u64>,
+    /// When the store told of something last.
+    heard: Instant,
     /// How long it took of late until the view showed the claim of what was paired.
     echo: Duration,
 }
@@ -153,6 +155,7 @@ impl Machine {
             awaited: BTreeMap::new(),
             mine: BTreeMap::new(),
             lost: Vec::new(),
+            heard: Instant::new(Duration::ZERO),
             echo: ECHO,
         }
     }
@@ -189,7 +192,11 @@ impl Machine {
 
     pub(super) fn snapshot(&mut self, root: &Key, view: store::View, time: Time) {
         self.view.snapshot(root, view, time);
-        self.awaited.clear();
+        if time.now >= self.heard + self.lapse() {
+            // What others have done meanwhile was not seen.
+            self.awaited.clear();
+        }
+        self.heard = time.now;
         let ids: Vec<JobId> = self.mine.keys().cloned().collect();
         for id in ids {
             self.touched(&id, time);
@@ -197,6 +204,7 @@ impl Machine {
     }
 
     pub(super) fn event(&mut self, root: &Key, event: Event, time: Time) {
+        self.heard = time.now;
         if let Some(id) = self.view.event(root, event, time) {
             self.touched(&id, time);
         }

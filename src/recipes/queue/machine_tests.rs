@@ -492,6 +492,87 @@ fn a_snapshot_shows_losses_too() {
     assert_eq!(rig.step().lost, [nonce]);
 }
 
+/// Jobs, registers and consumers, each as it was written, by the index of that.
+fn list(index: Index, nodes: &[(u64, &str, &str)]) -> store::View {
+    let node = |(written, rest, value): &(u64, &str, &str)| {
+        Node::file(key(rest), (*value).to_owned(), at(*written), at(*written))
+    };
+    store::View::new(index, nodes.iter().map(node).collect())
+}
+
+#[test]
+fn lists_one_after_the_other_let_no_sleeper_keep_a_job() {
+    let mut rig = Rig::new(1);
+    let (me, other) = (
+        format!("consumers/{}", tag(1)),
+        format!("consumers/{}", tag(2)),
+    );
+    // The other's slot is the first in line.
+    rig.delete(&me);
+    rig.consumer(2, 1);
+    rig.consumer(1, 1);
+    rig.machine.registered(tag(1), at(rig.index));
+    let card = "{\"slots\": 1}";
+    let mut show = |rig: &mut Rig, jobs: &[(u64, &str, &str)]| {
+        rig.pass(MS * 100);
+        rig.index += 1_000;
+        let nodes = [&[(3, other.as_str(), card), (4, me.as_str(), card)], jobs].concat();
+        let time = rig.time();
+        rig.machine
+            .snapshot(&paths().root, list(at(rig.index), &nodes), time);
+        rig.claims()
+    };
+    let a = [(5, "jobs/a", "")];
+    let lists = (0..30).position(|_| show(&mut rig, &a) == ["a"]);
+    assert!(lists.is_some_and(|lists| lists > 1), "{lists:?}");
+    // It is known from then on, whatever is listed, until it claims something.
+    let done = (6, "state/a", "done 1 0000000000000001");
+    rig.finish(&JobId::of_node("a"), Outcome::Written(at(6)));
+    assert_eq!(show(&mut rig, &[(7, "jobs/b", ""), done]), ["b"]);
+    rig.finish(&JobId::of_node("b"), Outcome::Written(at(8)));
+    let b = claimed(1, 2, 9).to_string();
+    let awake = [
+        (7, "jobs/b", ""),
+        (9, "jobs/c", ""),
+        (8, "state/b", b.as_str()),
+    ];
+    assert_eq!(show(&mut rig, &awake), ["c"]);
+    let whose = rig.machine.view.pass_over_is_known(tag(2));
+    assert!(!whose, "it has claimed");
+}
+
+#[test]
+fn lists_one_after_the_other_keep_nothing_from_being_cleared_away() {
+    let mut rig = Rig::new(1);
+    let me = format!("consumers/{}", tag(1));
+    let nodes = [
+        (2, me.as_str(), "{\"slots\": 1}"),
+        (3, "jobs/a", ""),
+        (4, "state/a", "done 1 0000000000000001"),
+        (5, "state/b", "ready 1 0"),
+    ];
+    let mut deleted = Vec::new();
+    for _ in 0..700 {
+        rig.pass(Duration::from_secs(1));
+        rig.index += 1_000;
+        let time = rig.time();
+        rig.machine
+            .snapshot(&paths().root, list(at(rig.index), &nodes), time);
+        for want in rig.wants() {
+            deleted.push((want, rig.passed.as_secs()));
+        }
+    }
+    let [
+        (Want::DeleteJob { id, .. }, first),
+        (Want::DeleteRegister { id: b, .. }, last),
+    ] = &deleted[..]
+    else {
+        panic!("{deleted:?}");
+    };
+    assert_eq!((id.as_str(), b.as_str()), ("a", "b"));
+    assert!(*first <= 7 && *last <= 605, "{deleted:?}");
+}
+
 #[test]
 fn what_i_have_ended_is_not_looked_at_before_the_view_shows_it() {
     let mut rig = Rig::new(1);

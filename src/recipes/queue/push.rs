@@ -34,7 +34,7 @@ use futures_util::future::BoxFuture;
 use super::job::{JobId, Priority};
 use super::outcome::{self, Created, Found, Verdict};
 use super::paths::Paths;
-use super::register::Register;
+use super::register::{self, Register};
 use super::{Batch, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Name, Ttl};
@@ -247,7 +247,7 @@ impl<'a> Job<'a> {
         };
         // What is due by now has no delay.
         let not_before = if not_before > now {
-            whole_millis(not_before)
+            register::not_before(not_before, Duration::ZERO)
         } else {
             Duration::ZERO
         };
@@ -463,13 +463,6 @@ enum Noted {
     At(Index),
     /// The job is there, or was done, as of this index.
     Duplicate(Index),
-}
-
-/// Registers count in milliseconds: the next one, so that nothing is early.
-fn whole_millis(time: Duration) -> Duration {
-    let part = u32::from(!time.subsec_nanos().is_multiple_of(1_000_000));
-    let whole = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(whole.saturating_add(part.into()))
 }
 
 pub(super) fn check_text(payload: &[u8]) -> Result<()> {

@@ -152,6 +152,7 @@ impl View {
         let (jobs, tree) = self.shows(root);
         // Who was in line stays there; nobody knows the order of those who came meanwhile.
         let line = std::mem::take(&mut self.line);
+        let (passive, since) = (self.asleep(), self.since());
         if jobs {
             self.forget_jobs(time);
             self.has_jobs = true;
@@ -179,6 +180,45 @@ impl View {
         for (_, tag) in tags {
             self.fill_line(tag, None);
         }
+        for (tag, claims) in passive {
+            if self.has(tag) && self.claims(tag).all(|id| claims.contains(id)) {
+                self.passive.insert(tag);
+            }
+        }
+        for (id, class, since) in since {
+            self.stands_since(&id, class, since);
+        }
+    }
+
+    /// Who is passed over, and what each had claimed: more than that shows it to be awake.
+    fn asleep(&self) -> Vec<(Tag, BTreeSet<JobId>)> {
+        let tags = self.passive.iter();
+        tags.map(|tag| (*tag, self.claims(*tag).cloned().collect()))
+            .collect()
+    }
+
+    /// Since when what is to be cleared away has lain there.
+    fn since(&self) -> Vec<(JobId, Class, Instant)> {
+        let finished = self.finished.iter().map(|it| (it, Class::Finished));
+        let orphans = self.orphans.iter().map(|it| (it, Class::Orphan));
+        finished
+            .chain(orphans)
+            .map(|((since, id), class)| (id.clone(), class, *since))
+            .collect()
+    }
+
+    /// Still there: a list in between does not begin the wait anew.
+    fn stands_since(&mut self, id: &JobId, class: Class, since: Instant) {
+        let Some(entry) = self.entries.get_mut(id).filter(|it| it.class == class) else {
+            return;
+        };
+        let set = match class {
+            Class::Finished => &mut self.finished,
+            _ => &mut self.orphans,
+        };
+        set.remove(&(entry.since, id.clone()));
+        set.insert((since, id.clone()));
+        entry.since = since;
     }
 
     /// Takes a change below the followed key `root`; says whose standing it may have changed.
@@ -220,6 +260,11 @@ impl View {
     /// This consumer's slots do not count until it claims something.
     pub(super) fn pass_over(&mut self, consumer: Tag) {
         self.passive.insert(consumer);
+    }
+
+    #[cfg(test)]
+    pub(super) fn pass_over_is_known(&self, consumer: Tag) -> bool {
+        self.passive.contains(&consumer)
     }
 
     #[cfg(test)]

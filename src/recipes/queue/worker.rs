@@ -125,7 +125,8 @@ impl Worker {
         self
     }
 
-    /// For how long it is remembered that a job is done; 10 min (default) to 24 h.
+    /// For how long it is remembered that a job is done; 10 min (default) to 24 h: see
+    /// [`Consumer::dedupe`].
     pub fn dedupe(mut self, window: Duration) -> Self {
         self.options.set_dedupe(window);
         self
