@@ -346,6 +346,8 @@ impl Client {
             () = core.runtime.clock.sleep_until(limit - deadline / 8) => {}
         }
         core.janitor.stop();
+        // Every session is closed, and with it all that stood in a line.
+        core.lines.close();
         tokio::select! {
             biased;
             () = core.tasks.ended() => {}
@@ -365,7 +367,7 @@ pub struct Shutdown {
     /// Tickets that the server will remove at the end of their time-to-live, since the client
     /// was made.
     pub left_to_ttl: usize,
-    /// Background tasks that still run: those of guards and pending acquires.
+    /// Background tasks that still run: those that still wait for the store.
     pub tasks_left: usize,
 }
 
@@ -494,7 +496,12 @@ impl Core {
             return Ok(session.clone());
         }
         let session = self.start_session(ttl);
-        sessions.insert(ttl, session.clone());
+        if let Some(over) = sessions.insert(ttl, session.clone()) {
+            // What still hangs on it keeps it: a shutdown must find it too.
+            let mut own = self.own();
+            own.retain(|closer| !closer.is_cancelled());
+            own.push(over.closer());
+        }
         Ok(session)
     }
 

@@ -140,7 +140,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
                     }
                     Order::Announce => {
                         core.lock().announced = true;
-                        announce(core, deadline).await;
+                        announce(core).await;
                     }
                 }
                 continue;
@@ -149,7 +149,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
         if core.runtime.clock.has_passed(due) {
             renew(core, deadline).await;
             // Again, if it failed before or was deleted.
-            announce(core, deadline).await;
+            announce(core).await;
         }
     }
 }
@@ -265,20 +265,28 @@ async fn revoke(core: &Core) {
     let clock = &core.runtime.clock;
     let last = clock.now() + core.lock().machine.ttl().get();
     let mut pause = Duration::from_millis(25);
-    let leases = {
-        let shared = core.lock();
+    let (leases, doubtful) = {
+        let mut shared = core.lock();
         let others = shared.others.iter().copied();
-        others.chain([shared.lease]).collect::<Vec<_>>()
+        let leases = others.chain([shared.lease]).collect::<Vec<_>>();
+        (leases, shared.doubtful.take())
     };
-    for lease in leases {
-        while let Err(error) = core.store.revoke(lease).await {
-            if clock.has_passed(last) {
-                tracing::warn!(target: "tenure::session", lease = %core.id, %error, "lease left to its TTL");
-                return;
-            }
-            clock.sleep(core.runtime.entropy.jitter(pause)).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+    let end_all = async || {
+        for lease in &leases {
+            core.store.revoke(*lease).await?;
         }
+        match &doubtful {
+            Some(doubt) => doubt.end(core).await,
+            None => Ok(()),
+        }
+    };
+    while let Err(error) = end_all().await {
+        if clock.has_passed(last) {
+            tracing::warn!(target: "tenure::session", lease = %core.id, %error, "lease left to its TTL");
+            return;
+        }
+        clock.sleep(core.runtime.entropy.jitter(pause)).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
     core.revoked.store(true, Ordering::Release);
 }

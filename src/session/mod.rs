@@ -49,6 +49,7 @@ use crate::key::{Key, LeaseId, Tag, Ttl};
 use crate::runtime::{Entropy, Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
+use rewrite::Doubt;
 
 /// So many keys that are renewed one by one are worth a warning.
 const MANY_KEYS: usize = 200;
@@ -126,8 +127,8 @@ struct Shared {
     asked: Ttl,
     machine: Machine,
     terms: BTreeMap<Key, Arc<Term>>,
-    /// The key whose value nobody knows: another was sent, and not answered.
-    doubtful: Option<Key>,
+    /// What nobody knows the value of: another was sent, and not answered.
+    doubtful: Option<Doubt>,
     /// Whether it is to be said whose session this is.
     announced: bool,
     failure: Option<Error>,
@@ -397,7 +398,7 @@ impl Shared {
     }
 
     fn certain(&self) -> impl Iterator<Item = (&Key, &Arc<Term>)> {
-        let doubtful = self.doubtful.as_ref();
+        let doubtful = self.doubtful.as_ref().map(|doubt| &doubt.key);
         self.terms
             .iter()
             .filter(move |(key, _)| Some(*key) != doubtful)

@@ -18,6 +18,8 @@
 //! 3. In doubt, nobody knows what a renewal would have to compare with. So the key is left out of
 //!    the renewals until a look has told; the session's other keys are renewed meanwhile.
 //! 4. The outcome is definite, or the term ends, which is a loss.
+//! 5. A session that ends in doubt deletes the key itself ([`Doubt::end`]): a store without leases
+//!    would compare with a value that the key may not have.
 //!
 //! [`Machine`] decides, [`Rewriting`] talks to the store.
 
@@ -28,7 +30,7 @@ use super::{Core, Done, Loss, Term};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::{Instant, Retry};
-use crate::store::{Condition, Expiry, Get, Node, Put};
+use crate::store::{Condition, Delete, Expiry, Get, Node, Put};
 
 /// An order to write another value, as far as it is carried out.
 pub(super) struct Rewriting {
@@ -37,6 +39,29 @@ pub(super) struct Rewriting {
     due: Instant,
     retry: Retry,
     machine: Machine,
+}
+
+/// A key that has one of two values: the one that was known, or the one that was sent.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) key: Key,
+    values: [Bytes; 2],
+}
+
+impl Doubt {
+    /// Deletes the key, whichever it has. Only from the first to the second can it change, so they
+    /// are tried in this order; and what was sent and lands after that meets nothing.
+    pub(super) async fn end(&self, core: &Core) -> Result<()> {
+        for value in &self.values {
+            let delete = Delete::new(self.key.clone()).when(Condition::Value(value.clone()));
+            match core.store.delete(delete).await {
+                Err(error) if error.kind() == ErrorKind::ConditionFailed => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                outcome => return outcome.map(|_| ()),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an attempt came to.
@@ -121,7 +146,10 @@ impl Rewriting {
                 return Outcome::Settled(Err(Loss::Closed.into_error()));
             }
             // Noted first: this future may be dropped at any time.
-            shared.doubtful = Some(self.key.clone());
+            shared.doubtful = Some(Doubt {
+                key: self.key.clone(),
+                values: [known.clone(), self.machine.value.clone()],
+            });
             shared.lease
         };
         let first = self.machine.sending();

@@ -13,11 +13,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::retime::bounded;
-use super::{Core, Order};
+use super::{Core, Order, SessionState};
 use crate::error::Result;
 use crate::key::{Key, LeaseId};
-use crate::runtime::Instant;
 use crate::store::{Expiry, Put};
 
 /// Whose session it is, as it says itself.
@@ -118,16 +116,21 @@ impl Announcer {
     }
 }
 
-/// Writes it, if it is wanted and not there. A failure is tried again after the next renewal.
-pub(super) async fn announce(core: &Core, deadline: Instant) {
+/// Writes it, if it is wanted and not there, and if there is time before the next renewal: nothing
+/// that decides waits for it. A failure is tried again after that.
+pub(super) async fn announce(core: &Core) {
     let Card { key, value } = &core.card;
     let Some(key) = key else { return };
-    let lease = {
+    let (lease, due) = {
         let shared = core.lock();
-        if !shared.announced || shared.terms.contains_key(key) {
+        let is_live = shared.machine.state() == SessionState::Live;
+        if !shared.announced || !is_live || shared.terms.contains_key(key) {
             return;
         }
-        shared.lease
+        let Some(due) = shared.machine.due() else {
+            return;
+        };
+        (shared.lease, due)
     };
     // The name is the session's own, so nobody is overwritten. What lands late, after the session
     // has ended, hangs on nothing that is renewed.
@@ -136,7 +139,8 @@ pub(super) async fn announce(core: &Core, deadline: Instant) {
     let written = tokio::select! {
         biased;
         () = core.closing.cancelled() => return,
-        written = bounded(core, deadline, core.store.put(put)) => written,
+        written = core.store.put(put) => written,
+        () = core.runtime.clock.sleep_until(due) => return,
     };
     match written {
         Ok(_) => {

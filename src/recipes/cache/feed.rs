@@ -2,7 +2,8 @@
 //!
 //! A feed's task goes on for as long as somebody holds its handle. A watcher that ends is replaced
 //! by a new one, which begins with a list: at once when the store is another one, after 5 to 30 s
-//! when the error is one that somebody has to do something about.
+//! when it is that again and again, or when the error is one that somebody has to do something
+//! about.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -99,6 +100,7 @@ impl Feeds {
             prefix: prefix.clone(),
             source: Source::Due(self.runtime.clock.now()),
             failures: 0,
+            changed: None,
         };
         self.tasks.spawn(driver.run(writer, stop));
         open.insert(prefix.clone(), Arc::downgrade(&feed));
@@ -145,6 +147,8 @@ struct Driver {
     source: Source,
     /// How many watchers in a row have ended before their first list.
     failures: u32,
+    /// When the store was another one for the last time.
+    changed: Option<Instant>,
 }
 
 enum Source {
@@ -213,8 +217,15 @@ impl Driver {
     /// Lets the watcher that has ended be followed by another.
     fn rest(&mut self, error: &Error) {
         let changed = error.kind() == ErrorKind::ClusterChanged;
+        let now = self.runtime.clock.now();
+        let last = match changed {
+            true => self.changed.replace(now),
+            false => None,
+        };
+        // Two clusters behind one name are another store with each request.
+        let settled = last.is_none_or(|last| now.since(last) >= SLOWEST);
         let pause = match self.failures {
-            0 if changed => Duration::ZERO,
+            0 if changed && settled => Duration::ZERO,
             many => SLOWEST.min(SLOW.saturating_mul(2_u32.saturating_pow(many))),
         };
         self.failures = self.failures.saturating_add(1);
@@ -227,6 +238,6 @@ impl Driver {
             target: "tenure::cache", prefix = %self.prefix, %error, retry_in = ?pause,
             "the watch ended"
         );
-        self.source = Source::Due(self.runtime.clock.now() + pause);
+        self.source = Source::Due(now + pause);
     }
 }

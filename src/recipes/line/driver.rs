@@ -20,7 +20,7 @@ use crate::runtime::{Entropy, Instant};
 use crate::session::{Loss, Term};
 use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
 
-/// Runs until the last handle on the line is gone.
+/// Runs until the last handle on the line is gone, or the client was shut down.
 pub(super) async fn drive(
     lines: Arc<Lines>,
     dir: Key,
@@ -33,6 +33,7 @@ pub(super) async fn drive(
         let wake = driver.arrange();
         tokio::select! {
             biased;
+            () = driver.lines.closed.cancelled() => return,
             input = inputs.recv() => match input {
                 Some(input) => driver.take(input),
                 None => return,

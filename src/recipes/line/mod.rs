@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use rule::{Refusal, Rule, Shared};
 pub(crate) use ticket::Ticket;
@@ -41,6 +42,7 @@ pub(crate) struct Lines {
     tasks: Tasks,
     open: Mutex<BTreeMap<(Key, Rule), Weak<Line>>>,
     own_watches: Arc<Semaphore>,
+    closed: CancellationToken,
 }
 
 impl Lines {
@@ -52,7 +54,13 @@ impl Lines {
             tasks,
             open: Mutex::default(),
             own_watches,
+            closed: CancellationToken::new(),
         })
+    }
+
+    /// Ends the tasks of all lines, whoever still has a handle.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
     }
 
     /// The line at `dir`. Its task starts with the first ticket and ends with the last.

@@ -177,5 +177,7 @@ pub(super) async fn stored(core: &Core, key: &Key, fresh: Freshness) -> Result<L
 async fn node(core: &Core, key: &Key, fresh: Freshness) -> Result<Option<Node>> {
     let view = core.store.get(Get::node(key.clone()).fresh(fresh)).await;
     let view = view.map_err(|error| error.during("read limit").at(key))?;
+    // What is read next must not be older: there the limit may be another, or not yet.
+    core.saw(view.index);
     Ok(view.nodes.into_iter().next())
 }

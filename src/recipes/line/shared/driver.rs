@@ -23,7 +23,7 @@ use crate::session::Loss;
 use crate::store::{Freshness, Get, Layout, Scope, View};
 use crate::watcher::{Follow, Watcher};
 
-/// Runs until the last handle on the line is gone.
+/// Runs until the last handle on the line is gone, or the client was shut down.
 pub(in crate::recipes::line) async fn drive(
     lines: Arc<Lines>,
     place: Shared,
@@ -36,6 +36,7 @@ pub(in crate::recipes::line) async fn drive(
         let wake = driver.arrange();
         tokio::select! {
             biased;
+            () = driver.lines.closed.cancelled() => return,
             input = inputs.recv() => match input {
                 Some(input) => driver.take(input),
                 None => return,
@@ -66,7 +67,7 @@ struct Driver {
 struct Following {
     items: Watcher,
     /// One of those for keys that are only held.
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Driver {
@@ -180,6 +181,9 @@ impl Driver {
         if follow == Wanted::No && self.following.take().is_some() {
             self.machine.follow(false);
         }
+        if let Wanted::From(_, waits) = follow {
+            self.pay_for_following(waits);
+        }
         if let Some(until) = self.pause.after(now) {
             return next.min(until);
         }
@@ -213,17 +217,33 @@ impl Driver {
         } else {
             match self.lines.own_watches.clone().try_acquire_owned() {
                 Ok(permit) => Some(permit),
-                // The next renewal tells, a third of a term later at most.
+                // The next renewal or reading tells.
                 Err(_) => return,
             }
         };
         let (store, root) = (self.lines.store.clone(), self.place.root.clone());
         let items = Watcher::after(store, root, Scope::Tree, &self.lines.runtime, known);
-        self.following = Some(Following {
-            items,
-            _permit: permit,
-        });
+        self.following = Some(Following { items, permit });
         self.machine.follow(true);
+    }
+
+    /// A watch that was opened for one who waited counts once nobody does; it ends if there are too
+    /// many of those.
+    fn pay_for_following(&mut self, waits: bool) {
+        let Some(following) = &mut self.following else {
+            return;
+        };
+        if waits {
+            following.permit = None;
+        } else if following.permit.is_none() {
+            match self.lines.own_watches.clone().try_acquire_owned() {
+                Ok(permit) => following.permit = Some(permit),
+                Err(_) => {
+                    self.following = None;
+                    self.machine.follow(false);
+                }
+            }
+        }
     }
 
     fn listed(&mut self, outcome: Result<View>) {
