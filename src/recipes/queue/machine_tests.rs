@@ -513,7 +513,7 @@ fn lists_one_after_the_other_let_no_sleeper_keep_a_job() {
     rig.consumer(1, 1);
     rig.machine.registered(tag(1), at(rig.index));
     let card = "{\"slots\": 1}";
-    let mut show = |rig: &mut Rig, jobs: &[(u64, &str, &str)]| {
+    let show = |rig: &mut Rig, jobs: &[(u64, &str, &str)]| {
         rig.pass(MS * 100);
         rig.index += 1_000;
         let nodes = [&[(3, other.as_str(), card), (4, me.as_str(), card)], jobs].concat();
