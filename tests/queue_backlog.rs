@@ -71,6 +71,9 @@ async fn backlog(client: &Client, jobs: usize, hands: usize) {
     }
 }
 
+/// One at a time: each would be the other's noise.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn jobs(default: usize) -> usize {
     let jobs = std::env::var("TENURE_BACKLOG").ok();
     jobs.map_or(default, |jobs| jobs.parse().unwrap())
@@ -78,11 +81,13 @@ fn jobs(default: usize) -> usize {
 
 #[tokio::test]
 async fn a_claim_from_a_long_backlog_takes_no_longer_than_one_from_an_empty_queue() {
+    let _alone = ALONE.lock().await;
     backlog(&Client::new(Embedded::new()), jobs(20_000), 1).await;
 }
 
 #[tokio::test]
 async fn nor_on_etcd() {
+    let _alone = ALONE.lock().await;
     let etcd = Etcd::start();
     let client = Client::new(Etcd2::new(etcd.url()).unwrap());
     backlog(&client, jobs(5_000), 32).await;

@@ -616,6 +616,61 @@ fn said(event: &Event) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_dropped_at_any_poll_loses_no_job() {
+    for kind in KINDS {
+        let polls = cancel_at_every_poll(500, |polls| async move {
+            let scene = Scene::new(kind, 1);
+            for name in STORY {
+                scene.push(name).await;
+            }
+            let (client, _) = scene.client(1);
+            let worker = client.queue("q").worker().concurrency(2);
+            let worker = worker.retry_delay(|_| MS * 10);
+            let (clock, all) = (scene.clock().clone(), scene.clone());
+            let worker = worker.until(async move {
+                while !all.all_done(STORY.len()).await {
+                    tokio::time::sleep(MS).await;
+                }
+            });
+            let running = worker.run(move |job: tenure::Job| {
+                let clock = clock.clone();
+                async move {
+                    clock.sleep(MS * 20).await;
+                    match (job.id().as_str(), job.attempt()) {
+                        ("c", 1) => panic!("on purpose"),
+                        ("b", 1) => Err("on purpose"),
+                        _ => Ok(()),
+                    }
+                }
+            });
+            let is_done = match cancel_after(running, polls).await {
+                Some(report) => {
+                    assert_eq!(report.unwrap().acked, STORY.len() as u64);
+                    true
+                }
+                None => false,
+            };
+            let (other, _) = scene.client(2);
+            let mut consumer = other.queue("q").consumer(1);
+            let end = scene.clock().now() + TTL;
+            while !scene.all_done(STORY.len()).await {
+                assert!(!scene.clock().has_passed(end), "{kind:?}, {polls}: stuck");
+                let next = tokio::time::timeout(MS * 50, consumer.next());
+                let Ok(item) = next.await else { continue };
+                item.unwrap().unwrap().ack().await.unwrap();
+            }
+            consumer.close().await;
+            scene.check_log("a dropped worker").await;
+            scene
+                .check_books("a dropped worker", STORY.len(), TTL * 2)
+                .await;
+            is_done
+        });
+        assert!(polls.await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_long_outage_the_queue_goes_on() {
     for kind in KINDS {
         let scene = Scene::new(kind, 1);

@@ -158,7 +158,7 @@ impl Consumer {
     /// nothing; 10 min (default) to 24 h. Takes effect before the first poll.
     ///
     /// Of jobs without an id of their own it is 10 min. What is remembered lies in the queue, and is
-    /// in every list that a consumer reads: about 250 bytes for each job of the window on etcd v2,
+    /// in every list that a consumer reads: about 200 bytes for each job of the window on etcd v2,
     /// of at most 64 MiB in all.
     pub fn dedupe(mut self, window: Duration) -> Self {
         self.options.set_dedupe(window);
