@@ -25,10 +25,13 @@ const TTL: Duration = Duration::from_secs(9);
 const LENGTH: Duration = Duration::from_secs(90);
 const PERMITS: usize = 2;
 
+/// From when to when.
+type Span = (Instant, Instant);
+
 /// What was held, and when: from the acquire to what ended it.
 #[derive(Clone, Default)]
 struct Book {
-    held: Arc<Mutex<BTreeMap<String, Vec<(Instant, Instant)>>>>,
+    held: Arc<Mutex<BTreeMap<String, Vec<Span>>>>,
     lost: Arc<Mutex<Vec<String>>>,
 }
 
