@@ -16,12 +16,15 @@
 //! 2. It is the session's own task that writes, so no renewal comes between the look and the put.
 //!    One that was given up before and lands in between moves the index: it is looked at again.
 //! 3. In doubt, nobody knows what a renewal would have to compare with. So the key is left out of
-//!    the renewals until a look has told; the session's other keys are renewed meanwhile.
+//!    the renewals until a look has told; the session's other keys are renewed meanwhile. A put that
+//!    has landed counts as a renewal from its send.
 //! 4. The outcome is definite, or the term ends, which is a loss.
 //! 5. A session that ends in doubt deletes the key itself ([`Doubt::end`]): a store without leases
 //!    would compare with a value that the key may not have.
 //!
 //! [`Machine`] decides, [`Rewriting`] talks to the store.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -38,6 +41,8 @@ pub(super) struct Rewriting {
     done: Done,
     due: Instant,
     retry: Retry,
+    /// When the first put was sent: none that has landed was sent before.
+    sent: Option<Instant>,
     machine: Machine,
 }
 
@@ -77,6 +82,7 @@ impl Rewriting {
             done,
             due: now,
             retry: Retry::new(),
+            sent: None,
             machine: Machine::new(value),
         }
     }
@@ -127,7 +133,7 @@ impl Rewriting {
         };
         let known = term.value();
         match self.machine.looked(view.nodes.first(), &known) {
-            Seen::New => self.landed(&term),
+            Seen::New => self.landed(core, &term, self.sent),
             Seen::Old(index) => self.put(core, &term, known, index).await,
             Seen::Foreign => {
                 term.lose(Loss::Deleted);
@@ -157,10 +163,12 @@ impl Rewriting {
             value: known,
             index,
         };
+        let sent = core.runtime.clock.now();
+        self.sent.get_or_insert(sent);
         let value = self.machine.value.clone();
         let put = Put::new(self.key.clone(), value, Expiry::With(lease)).when(pinned);
         let error = match bounded(core, deadline, core.store.put(put)).await {
-            Ok(_) => return self.landed(term),
+            Ok(_) => return self.landed(core, term, Some(sent)),
             Err(error) => error,
         };
         self.machine.failed(first, &error);
@@ -170,8 +178,14 @@ impl Rewriting {
         self.failed(error)
     }
 
-    fn landed(&self, term: &Term) -> Outcome {
+    /// The new value is there, by a put that was sent no earlier than this.
+    fn landed(&self, core: &Core, term: &Term, sent: Option<Instant>) -> Outcome {
         term.has(self.machine.value.clone());
+        if let Some(sent) = sent {
+            // It has given the key a whole term, as a renewal would have.
+            let deadline = core.lock().machine.deadline_of_key(sent);
+            term.extend(deadline, Duration::ZERO);
+        }
         Outcome::Settled(term.check())
     }
 
