@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
+use super::class::Seen;
 use super::consumer::DEDUPE;
 use super::job::JobId;
-use super::machine::{Outcome, Want};
 use super::paths::Paths;
 use super::register::Register;
-use super::view::Seen;
+use super::step::{Outcome, Want};
 use crate::client::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Tag, Ttl};

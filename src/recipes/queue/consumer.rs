@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Queue;
 use super::delivery::{Delivery, Order};
-use super::driver::{self, Ends, Plan};
-use super::view::MAX_SLOTS;
+use super::driver::{self, Ends};
+use super::plan::Plan;
+use super::registration::MAX_SLOTS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Ttl;
 

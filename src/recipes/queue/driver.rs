@@ -13,31 +13,21 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::claim::{Claimed, Hand, Taking, claim_lost, may_pass};
+use super::class::Time;
 use super::delivery::{Claim, Delivery, Ending, Order};
 use super::job::JobId;
-use super::machine::{Machine, Outcome, Want};
-use super::paths::Paths;
-use super::register::{self, Register};
+use super::machine::Machine;
+use super::plan::Plan;
+use super::register::Register;
 use super::registration::{Registered, Registration};
-use super::view::Time;
-use crate::client::{Core, Keep};
+use super::step::{Outcome, Want};
+use crate::client::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, Tag, Ttl};
+use crate::key::{Key, Tag};
 use crate::runtime::{Instant, Retry};
 use crate::session::Loss;
 use crate::store::{Node, Scope};
 use crate::watcher::{Follow, Watcher};
-
-/// What a consumer is to be.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) paths: Paths,
-    pub(super) keep: Keep,
-    pub(super) slots: usize,
-    pub(super) max_run: Duration,
-    pub(super) max_attempts: u32,
-    pub(super) dedupe: Ttl,
-}
 
 /// The driver's ends of a consumer's channels.
 pub(super) struct Ends {
@@ -504,39 +494,6 @@ impl Driver {
     async fn end(self) {
         if let Some(post) = self.post {
             post.registration.release().await;
-        }
-    }
-}
-
-impl Plan {
-    /// What the register says after a claim has ended so.
-    fn state_after(&self, claimed: &Claimed, ending: Ending, wall: Duration) -> Register {
-        let attempts = claimed.attempts;
-        match ending {
-            Ending::Ack => Register::Done {
-                attempts,
-                claim: claimed.nonce,
-            },
-            Ending::Again(_, reason) if attempts >= self.max_attempts => {
-                let reason = match reason.is_empty() {
-                    true => format!("given up after {attempts} deliveries"),
-                    false => format!("given up after {attempts} deliveries: {reason}"),
-                };
-                Register::dead(attempts, reason)
-            }
-            Ending::Again(delay, _) => Register::Ready {
-                attempts,
-                // None at all is not a matter of clocks.
-                not_before: match delay.is_zero() {
-                    true => Duration::ZERO,
-                    false => register::not_before(wall, delay),
-                },
-            },
-            Ending::Uncounted => Register::Ready {
-                attempts: attempts - 1,
-                not_before: Duration::ZERO,
-            },
-            Ending::Reject(reason) => Register::dead(attempts, reason),
         }
     }
 }

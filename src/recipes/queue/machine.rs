@@ -25,10 +25,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::class::Time;
 use super::job::JobId;
 use super::paths::Paths;
 use super::register::Register;
-use super::view::{Seen, Time, View};
+use super::step::{Outcome, Step, Want};
+use super::view::View;
 use crate::key::{Index, Key, Tag};
 use crate::runtime::{Entropy, Instant};
 use crate::store::{self, Event};
@@ -94,53 +96,6 @@ enum Mine {
     /// The store refuses to do anything about it, for a reason that will not pass. To be let alone
     /// until then, or until it changes; nobody waits for it.
     Aside(Instant),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Want {
-    /// Claim it: write `to` where there is `from`. If it turns out to be done, delete the job as it
-    /// was last written at `job`.
-    Claim {
-        id: JobId,
-        job: Index,
-        from: Option<Seen>,
-        to: Register,
-    },
-    /// Write `to` where there is `from`: a stray claim back to ready, a poison job to dead.
-    Write {
-        id: JobId,
-        from: Option<Seen>,
-        to: Register,
-    },
-    /// Delete a job that is done, as it was last written at this index.
-    DeleteJob { id: JobId, index: Index },
-    /// Delete a register whose job is gone, as it was last written at this index.
-    DeleteRegister { id: JobId, index: Index },
-}
-
-/// What became of something that was begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// The register was written at this index, by us or before us: the view will show it.
-    Written(Index),
-    /// The job was deleted, or was gone already.
-    Cleared,
-    /// The register says that the job is done, which the view does not: the job came after it.
-    IsDone(Seen),
-    /// The store did not do it, or nobody knows.
-    Failed,
-    /// The store refuses, and will refuse again.
-    Stuck,
-}
-
-/// What there is to do, and when to look again.
-#[derive(Debug, Default)]
-pub(super) struct Step {
-    pub(super) wants: Vec<Want>,
-    /// The nonces of claims that somebody else has ended.
-    pub(super) lost: Vec<u64>,
-    pub(super) wake: Option<Instant>,
 }
 
 impl Machine {
@@ -490,23 +445,6 @@ impl Machine {
     /// The one of these whose hash with a job is the highest.
     fn chosen(&self, id: &JobId, among: impl Iterator<Item = Tag>) -> Option<Tag> {
         among.max_by_key(|tag| (hash(*tag, id), *tag))
-    }
-}
-
-impl Step {
-    fn wake_at(&mut self, at: Instant) {
-        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
-    }
-}
-
-impl Want {
-    pub(super) fn id(&self) -> &JobId {
-        match self {
-            Self::Claim { id, .. }
-            | Self::Write { id, .. }
-            | Self::DeleteJob { id, .. }
-            | Self::DeleteRegister { id, .. } => id,
-        }
     }
 }
 

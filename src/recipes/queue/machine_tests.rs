@@ -1,6 +1,6 @@
 //! The edges of a consumer's mind, one by one.
 
-use super::super::view::Class;
+use super::super::class::{Class, Seen};
 use super::*;
 use crate::key::{LeaseId, Name};
 use crate::store::{Change, Node};

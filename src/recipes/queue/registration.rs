@@ -6,14 +6,30 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use super::view::Card;
 use crate::client::{Core, Keep};
 use crate::error::{ErrorKind, Result};
 use crate::key::{Index, Key, Tag};
 use crate::runtime::Instant;
 use crate::session::{Chore, Session, Term};
 use crate::store::{Append, Expiry, Get, Naming, Node, Store as _, Withdraw};
+
+/// The most claims that one consumer can have at once.
+pub(super) const MAX_SLOTS: usize = 1_000;
+
+/// What a consumer's node says, as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Card {
+    /// How many jobs it takes at once.
+    pub(super) slots: usize,
+    /// Where it runs: for people to read.
+    #[serde(default)]
+    pub(super) host: String,
+    /// As which process.
+    #[serde(default)]
+    pub(super) pid: u32,
+}
 
 /// The node of one consumer. Dropping it takes the node away.
 pub(super) struct Registration {

@@ -1,14 +1,6 @@
 //! What a consumer knows of its queue: jobs without payloads, their registers, the consumers.
-//! Pure: snapshots and changes go in, and every job has a [`Class`] that follows from them.
-//!
-//! | job | register | class |
-//! |---|---|---|
-//! | there | none; `ready` and due; `claimed` by a consumer that is not there | open |
-//! | there | `ready`, to wait | delayed |
-//! | either | `claimed` by a consumer that is there | claimed |
-//! | there | `done` | finished: the job is to be deleted |
-//! | there | `dead`, or what is no register | set aside |
-//! | gone | `ready`, `dead`, `claimed` by nobody who is there | orphan |
+//! Pure: snapshots and changes go in, and every job has a [`Class`]
+//! (see [`class`](super::class)) that follows from them.
 //!
 //! Registers and consumers come from one tree, so they are seen at one index: a consumer's node was
 //! there before any claim of it, so a claim whose consumer is not in the view is a dead one's.
@@ -21,39 +13,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use super::class::{Class, Entry, Seen, Spot, Station, Time, claimant, class, without_reason};
 use super::job::{JobId, Place};
 use super::paths::Paths;
 use super::register::Register;
+use super::registration::{Card, MAX_SLOTS};
 use crate::key::{Index, Key, Tag};
 use crate::runtime::Instant;
 use crate::store::{self, Change, Event, Node};
-
-/// The most claims that one consumer can have at once.
-pub(super) const MAX_SLOTS: usize = 1_000;
-
-/// What a consumer's node says, as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Card {
-    /// How many jobs it takes at once.
-    pub(super) slots: usize,
-    /// Where it runs: for people to read.
-    #[serde(default)]
-    pub(super) host: String,
-    /// As which process.
-    #[serde(default)]
-    pub(super) pid: u32,
-}
-
-/// The time, by both clocks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Time {
-    /// For lengths of time.
-    pub(super) now: Instant,
-    /// For the times that registers name.
-    pub(super) wall: Duration,
-}
 
 /// The copy of a queue.
 #[derive(Debug)]
@@ -77,50 +44,6 @@ pub(super) struct View {
     has_woken: bool,
     /// What is claimed by whom, whether they are there or not.
     claims: BTreeMap<Tag, BTreeSet<JobId>>,
-}
-
-/// A consumer that is there.
-#[derive(Clone, Copy, Debug)]
-struct Station {
-    slots: usize,
-    created: Index,
-}
-
-#[derive(Debug)]
-struct Entry {
-    job: Option<Spot>,
-    register: Option<Seen>,
-    class: Class,
-    /// Since when it is of that class.
-    since: Instant,
-}
-
-/// Where and as what a job lies.
-#[derive(Clone, Copy, Debug)]
-struct Spot {
-    created: Index,
-    modified: Index,
-}
-
-/// A register and when it was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// `None` for what is no register.
-    pub(super) register: Option<Register>,
-    pub(super) index: Index,
-}
-
-/// What is to be done about a job: see the table above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    Open,
-    Delayed(Duration),
-    Claimed,
-    Finished,
-    Aside,
-    Orphan,
-    /// Nothing is there that is worth being kept.
-    Gone,
 }
 
 impl View {
@@ -567,40 +490,5 @@ impl View {
             Class::Orphan => self.orphans.insert((time.now, id.clone())),
             Class::Open | Class::Claimed | Class::Aside | Class::Gone => false,
         };
-    }
-}
-
-/// The class of an entry: the table above.
-fn class(entry: &Entry, consumers: &BTreeMap<Tag, Station>, wall: Duration) -> Class {
-    let register = entry.register.as_ref().map(|seen| seen.register.as_ref());
-    let is_there = |tag: &Tag| consumers.contains_key(tag);
-    match (entry.job.is_some(), register) {
-        (_, Some(Some(Register::Claimed { consumer, .. }))) if is_there(consumer) => Class::Claimed,
-        (true, Some(Some(Register::Ready { not_before, .. }))) if *not_before > wall => {
-            Class::Delayed(*not_before)
-        }
-        (true, None | Some(Some(Register::Ready { .. } | Register::Claimed { .. }))) => Class::Open,
-        (true, Some(Some(Register::Done { .. }))) => Class::Finished,
-        (true, Some(Some(Register::Dead { .. }) | None)) => Class::Aside,
-        (false, None | Some(None | Some(Register::Done { .. }))) => Class::Gone,
-        (false, Some(Some(_))) => Class::Orphan,
-    }
-}
-
-fn claimant(seen: Option<&Seen>) -> Option<Tag> {
-    match seen?.register.as_ref()? {
-        Register::Claimed { consumer, .. } => Some(*consumer),
-        Register::Ready { .. } | Register::Done { .. } | Register::Dead { .. } => None,
-    }
-}
-
-/// Reasons are for people, and can be long; nobody compares with them here.
-fn without_reason(register: Register) -> Register {
-    match register {
-        Register::Dead { attempts, .. } => Register::Dead {
-            attempts,
-            reason: String::new(),
-        },
-        other => other,
     }
 }
