@@ -123,7 +123,11 @@ async fn main() -> Result<(), Failure> {
         limits.len(),
         limits.source()
     );
-    assert_eq!(limits.get("acme").map(|it| it.jobs), Some(15));
+    // The embedded store went with the first client, so there the list that follows may have come
+    // already, and is empty.
+    if url != "embedded:" {
+        assert_eq!(limits.get("acme").map(|it| it.jobs), Some(15));
+    }
     next.shutdown(Duration::from_secs(1)).await;
     if url != "embedded:" {
         let client = Client::open(&url)?;
