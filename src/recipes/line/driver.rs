@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::{Entropy, Instant};
 use crate::session::{Loss, Term};
-use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
+use crate::store::{Change, Freshness, Get, Layout, Store, Update, Updates, View, Watch};
 
 /// Runs until the last handle on the line is gone, or the client was shut down.
 pub(super) async fn drive(
@@ -208,17 +208,8 @@ impl Driver {
 
     fn begin_list(&mut self, at_least: Index) {
         let store = self.lines.store.clone();
-        let get = Get::children(self.dir.clone())
-            .fresh(Freshness::AtLeast(at_least))
-            .keys_only();
-        self.listing = Some(Box::pin(async move {
-            let view = store.get(get).await?;
-            if view.index < at_least {
-                let text = format!("a list at {} where {at_least} was asked for", view.index);
-                return Err(Error::new(ErrorKind::Unavailable, text));
-            }
-            Ok(view)
-        }));
+        let get = Get::children(self.dir.clone()).keys_only();
+        self.listing = Some(list(store, get, at_least));
     }
 
     fn open_watch(&mut self, key: Key, from: Index) {
@@ -337,6 +328,18 @@ pub(super) fn answer(seat: &mut Seat, answer: Result<u32>) {
         // A waiter that has gone away has handed its ticket to the janitor.
         let _ = admitted.send(answer);
     }
+}
+
+/// Begins a read whose answer must not be older than this.
+pub(super) fn list(store: Arc<dyn Store>, get: Get, at_least: Index) -> Listing {
+    Box::pin(async move {
+        let view = store.get(get.fresh(Freshness::AtLeast(at_least))).await?;
+        if view.index < at_least {
+            let text = format!("a list at {} where {at_least} was asked for", view.index);
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        }
+        Ok(view)
+    })
 }
 
 /// The read that is under way; never returns if there is none.

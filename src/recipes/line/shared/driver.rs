@@ -14,13 +14,13 @@ use super::machine::{Effect, Follow as Wanted, Machine, Wants};
 use super::picture::Picture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Position, Ttl};
-use crate::recipes::line::driver::{Listing, Pause, Seat, answer, in_flight};
+use crate::recipes::line::driver::{Listing, Pause, Seat, answer, in_flight, list};
 use crate::recipes::line::newcomers::Newcomers;
 use crate::recipes::line::rule::Shared;
 use crate::recipes::line::{Input, Joining, Lines, Role};
 use crate::runtime::Instant;
 use crate::session::Loss;
-use crate::store::{Freshness, Get, Layout, Scope, View};
+use crate::store::{Get, Layout, Scope, View};
 use crate::watcher::{Follow, Watcher};
 
 /// Runs until the last handle on the line is gone, or the client was shut down.
@@ -200,15 +200,8 @@ impl Driver {
 
     fn begin_list(&mut self, at_least: Index) {
         let store = self.lines.store.clone();
-        let get = Get::tree(self.place.root.clone()).fresh(Freshness::AtLeast(at_least));
-        self.listing = Some(Box::pin(async move {
-            let view = store.get(get).await?;
-            if view.index < at_least {
-                let text = format!("a list at {} where {at_least} was asked for", view.index);
-                return Err(Error::new(ErrorKind::Unavailable, text));
-            }
-            Ok(view)
-        }));
+        let get = Get::tree(self.place.root.clone());
+        self.listing = Some(list(store, get, at_least));
     }
 
     fn begin_to_follow(&mut self, known: Index, waits: bool) {
