@@ -3,7 +3,7 @@
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
 //! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
-//! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
+//! * [`store`] is the trait that every store implements; [`embedded`], [`etcd2`] and [`etcd3`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
 //!   python-etcd. [`StoreUrl`] has the forms of store URLs.
@@ -34,6 +34,9 @@ mod error;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod etcd2;
+#[cfg(feature = "etcd3")]
+#[cfg_attr(docsrs, doc(cfg(feature = "etcd3")))]
+pub mod etcd3;
 mod key;
 pub mod recipes;
 pub mod runtime;
@@ -42,8 +45,8 @@ pub mod store;
 #[cfg(feature = "testkit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testkit")))]
 pub mod testkit;
-#[cfg(feature = "etcd2")]
-#[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
+#[cfg(any(feature = "etcd2", feature = "etcd3"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "etcd2", feature = "etcd3"))))]
 pub mod transport;
 pub mod watcher;
 

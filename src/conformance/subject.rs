@@ -24,6 +24,16 @@ pub(super) const TTL: Ttl = Ttl::MIN;
 /// How long after its end an expired key may still be there: sweeping is not instant.
 pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long a key that has ended may still be read: clocks are read at different moments. What
+/// hangs on a lease is there for all until the server has ended that.
+pub(super) fn read_grace(node: &Node) -> Duration {
+    if node.lease.is_some() {
+        SWEEP
+    } else {
+        Duration::from_millis(100)
+    }
+}
+
 /// How long anything may take that should happen at once.
 const SOON: Duration = Duration::from_secs(10);
 

@@ -152,16 +152,21 @@ pub struct About {
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
     pub cancels: bool,
+    /// Whether a key is either a file or a directory. Where it is not so, every key is independent
+    /// of those above and below it: nothing is `NotAFile` or `NotADirectory` to a write, a tree is
+    /// deleted key by key, and directories are only shown in what is read.
+    pub directories: bool,
 }
 
 impl About {
-    /// Describes a store that has neither commits nor cancel marks.
+    /// Describes a store that has directories, and neither commits nor cancel marks.
     pub fn new(name: impl Into<Arc<str>>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             layout,
             commits: false,
             cancels: false,
+            directories: true,
         }
     }
 
@@ -176,6 +181,13 @@ impl About {
     #[must_use]
     pub fn with_cancels(mut self) -> Self {
         self.cancels = true;
+        self
+    }
+
+    /// Says that every key is independent of those above and below it.
+    #[must_use]
+    pub fn without_directories(mut self) -> Self {
+        self.directories = false;
         self
     }
 }
