@@ -299,14 +299,29 @@ async fn writes_are_independent(on: &Subject) -> Checked {
     for path in ["dir", "dir/file/below"] {
         on.write(path, path).await?;
     }
-    for (path, text) in [("dir", "dir"), ("dir/file", "x"), ("dir/file/below", "dir/file/below")] {
-        ensure_eq!(on.text(path).await?.as_deref(), Some(text), "the value of {path}");
+    for (path, text) in [
+        ("dir", "dir"),
+        ("dir/file", "x"),
+        ("dir/file/below", "dir/file/below"),
+    ] {
+        ensure_eq!(
+            on.text(path).await?.as_deref(),
+            Some(text),
+            "the value of {path}"
+        );
     }
     ensure_eq!(on.list("dir").await?, ["file"], "the children of a file");
     on.delete(Delete::new(on.key("dir/file")?)).await?;
-    ensure!(on.read("dir/file").await?.is_some_and(|node| node.is_dir), "what is left above");
+    ensure!(
+        on.read("dir/file").await?.is_some_and(|node| node.is_dir),
+        "what is left above"
+    );
     for path in ["dir", "dir/file/below"] {
-        ensure_eq!(on.text(path).await?.as_deref(), Some(path), "{path} after the deletion");
+        ensure_eq!(
+            on.text(path).await?.as_deref(),
+            Some(path),
+            "{path} after the deletion"
+        );
     }
     Ok(())
 }

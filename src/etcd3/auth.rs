@@ -11,8 +11,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::proto::AuthenticateRequest;
 use super::error::Next;
+use super::proto::AuthenticateRequest;
 use super::rpc::{Token, Trouble, Wire};
 use crate::transport::{Credentials, Endpoint, Failure, Limits};
 
@@ -44,6 +44,11 @@ impl Auth {
         if token.as_ref() == refused {
             *token = None;
         }
+    }
+
+    /// The next request gets another token.
+    pub(super) fn forget_any(&self) {
+        *self.lock() = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Token>> {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::Etcd3;
 use super::auth::Auth;
 use super::driver::Driver;
+use super::hub::Hub;
 use super::keep::Keeper;
 use super::line::MarkLease;
 use super::rpc::Wire;
-use super::watch::Hub;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Runtime;
@@ -27,8 +27,8 @@ pub struct Builder {
     expected_cluster_id: Option<u64>,
     marks: Option<Key>,
     timeout: Duration,
-    pub(super) watch_patience: Duration,
-    pub(super) watchdog_period: Duration,
+    watch_patience: Duration,
+    watchdog_period: Duration,
     dialer: Arc<dyn Dial>,
     runtime: Runtime,
 }
@@ -160,7 +160,7 @@ impl Builder {
             }),
             name,
             keeper: Keeper::default(),
-            watches: Hub::default(),
+            watches: Hub::new(self.watch_patience, self.watchdog_period),
             marks,
             mark_lease: MarkLease::default(),
         })))

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::hub::Hub;
 use super::keep::Keeper;
 use super::line::MarkLease;
 use super::proto::KeyValue;
 use super::rpc::{Wire, index};
-use super::watch::Hub;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
 use crate::runtime::Instant;
@@ -97,7 +97,10 @@ mod tests {
         let inside = |text: &str| text.as_bytes() >= from.as_bytes() && text.as_bytes() < &to[..];
         assert!(inside("/a/b/") && inside("/a/b/c") && inside("/a/b/\u{10ffff}"));
         assert!(!inside("/a/b") && !inside("/a/b-c") && !inside("/a/b0") && !inside("/a/bc"));
-        assert_eq!((prefix(&Key::root()), &prefix_end(&Key::root())[..]), ("/".into(), &b"0"[..]));
+        assert_eq!(
+            (prefix(&Key::root()), &prefix_end(&Key::root())[..]),
+            ("/".into(), &b"0"[..])
+        );
     }
 
     #[test]

@@ -55,7 +55,9 @@ impl Driver {
             async move { self.keeper.ask(&self.wire, id, &endpoint, limits).await }.boxed()
         };
         let wire = &self.wire;
-        let reply = wire.rounds(KEEP_ALIVE, Repeat::Harmless, deadline, attempt).await?;
+        let reply = wire
+            .rounds(KEEP_ALIVE, Repeat::Harmless, deadline, attempt)
+            .await?;
         if reply.body.ttl <= 0 {
             let text = "the lease is gone";
             return Err(Error::new(ErrorKind::NotFound, text).on(&*reply.server));
@@ -208,7 +210,12 @@ mod tests {
         let queue = |id| {
             let (sender, answer) = oneshot::channel();
             let mut queues = waiting.lock();
-            queues.as_mut().unwrap().entry(id).or_default().push_back(sender);
+            queues
+                .as_mut()
+                .unwrap()
+                .entry(id)
+                .or_default()
+                .push_back(sender);
             answer
         };
         let (first, mut second, mut other) = (queue(1), queue(1), queue(2));
@@ -221,7 +228,10 @@ mod tests {
             });
         };
         answer(1, 10);
-        assert!(second.try_recv().is_err(), "that was the answer to the first");
+        assert!(
+            second.try_recv().is_err(),
+            "that was the answer to the first"
+        );
         answer(2, 7);
         answer(3, 9);
         assert_eq!(other.try_recv().unwrap().unwrap().ttl, 7);

@@ -20,20 +20,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::driver::{Driver, after, bytes, lease_number, node, prefix, prefix_end};
+use super::lease::new_lease;
 use super::proto::{
     Compare, DESCENDING, DeleteRangeRequest, KeyValue, PutRequest, RangeRequest, RangeResponse,
     Request, Response,
 };
-use super::lease::new_lease;
 use super::rpc::Ask;
 use super::txn::{absent, created, first, look, none_between};
 use super::write::{Prepared, maybe};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Tag, Ttl};
 use crate::runtime::Instant;
-use crate::store::{
-    Append, Appended, Grant, Layout, Naming, Node, Withdraw, Withdrawn,
-};
+use crate::store::{Append, Appended, Grant, Layout, Naming, Node, Withdraw, Withdrawn};
 
 /// How long a mark stays that hangs on no ticket's lease, at least.
 const MARK_LIFE: Duration = Duration::from_secs(10 * 60);
@@ -75,14 +73,23 @@ impl Driver {
             success.insert(0, Request::Range(line_of(&append.dir)));
         }
         let failure = vec![look(&mark)];
-        let mut reply = self.txn(compare, success, failure, Ask::ONCE, deadline).await?;
+        let mut reply = self
+            .txn(compare, success, failure, Ask::ONCE, deadline)
+            .await?;
         let (index, mut answers) = (reply.index, reply.take());
         if !reply.body.succeeded {
-            let withdrawn = matches!(answers.next(), Some(Response::Range(it)) if !it.kvs.is_empty());
+            let withdrawn =
+                matches!(answers.next(), Some(Response::Range(it)) if !it.kvs.is_empty());
             let (kind, text) = if withdrawn {
-                (ErrorKind::ConditionFailed, format!("{} was withdrawn", append.tag))
+                (
+                    ErrorKind::ConditionFailed,
+                    format!("{} was withdrawn", append.tag),
+                )
             } else {
-                (ErrorKind::AlreadyExists, format!("{} was appended before", append.tag))
+                (
+                    ErrorKind::AlreadyExists,
+                    format!("{} was appended before", append.tag),
+                )
             };
             return Err(Error::new(kind, text).seen_at(index));
         }
@@ -125,7 +132,9 @@ impl Driver {
             let success = vec![put(&key, &append.body, lease)];
             let failure = vec![Request::Range(above)];
             let compare = vec![compare];
-            let mut reply = self.txn(compare, success, failure, Ask::ONCE, deadline).await?;
+            let mut reply = self
+                .txn(compare, success, failure, Ask::ONCE, deadline)
+                .await?;
             let index = reply.index;
             match reply.take().next() {
                 Some(Response::Put(_)) => {
@@ -185,7 +194,8 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Withdrawn> {
         let mark = put(&self.mark(tag)?, &Bytes::new(), Some(lease));
-        self.take_back(Vec::new(), vec![delete(key), mark], deadline).await
+        self.take_back(Vec::new(), vec![delete(key), mark], deadline)
+            .await
     }
 
     /// Repeating it is harmless: nobody else's node has this tag for a name, and a mark is a mark.
@@ -196,7 +206,9 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Withdrawn> {
         let ask = Ask::HARMLESS;
-        let mut reply = self.txn(compare, success, Vec::new(), ask, deadline).await?;
+        let mut reply = self
+            .txn(compare, success, Vec::new(), ask, deadline)
+            .await?;
         let removed = matches!(reply.take().next(), Some(Response::Delete(it)) if it.deleted > 0);
         Ok(Withdrawn::new(reply.index, removed, true))
     }
@@ -303,7 +315,14 @@ mod tests {
             value: Bytes::new(),
             lease: 7,
         };
-        let kvs = vec![kv("7-1", 9), kv("7-2", 8), kv("_x", 2), kv("a", 5), kv("b/c", 3), kv("zz", 1)];
+        let kvs = vec![
+            kv("7-1", 9),
+            kv("7-2", 8),
+            kv("_x", 2),
+            kv("a", 5),
+            kv("b/c", 3),
+            kv("zz", 1),
+        ];
         let range = |more| RangeResponse {
             header: None,
             kvs: kvs.clone(),

@@ -30,6 +30,7 @@ mod auth;
 mod builder;
 mod driver;
 mod error;
+mod hub;
 mod keep;
 mod lease;
 mod line;
@@ -145,7 +146,7 @@ impl Store for Etcd3 {
     }
 
     fn watch(&self, watch: Watch) -> Updates {
-        watch::updates(self.0.clone(), watch)
+        hub::updates(self.0.clone(), watch)
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {

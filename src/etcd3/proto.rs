@@ -236,23 +236,6 @@ pub(super) struct LeaseRevokeResponse {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct LeaseTimeToLiveRequest {
-    #[prost(int64, tag = "1")]
-    pub(super) id: i64,
-}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct LeaseTimeToLiveResponse {
-    #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<ResponseHeader>,
-    /// −1: there is no such lease.
-    #[prost(int64, tag = "3")]
-    pub(super) ttl: i64,
-    #[prost(int64, tag = "4")]
-    pub(super) granted_ttl: i64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(super) struct LeaseKeepAliveRequest {
     #[prost(int64, tag = "1")]
     pub(super) id: i64,
@@ -367,17 +350,6 @@ pub(super) struct AuthenticateResponse {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct StatusRequest {}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct StatusResponse {
-    #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<ResponseHeader>,
-    #[prost(string, tag = "2")]
-    pub(super) version: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(super) struct MemberListRequest {}
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -437,9 +409,7 @@ rpcs! {
     "KV/Txn": TxnRequest => TxnResponse,
     "Lease/LeaseGrant": LeaseGrantRequest => LeaseGrantResponse,
     "Lease/LeaseRevoke": LeaseRevokeRequest => LeaseRevokeResponse,
-    "Lease/LeaseTimeToLive": LeaseTimeToLiveRequest => LeaseTimeToLiveResponse,
     "Auth/Authenticate": AuthenticateRequest => AuthenticateResponse,
-    "Maintenance/Status": StatusRequest => StatusResponse,
     "Cluster/MemberList": MemberListRequest => MemberListResponse,
 }
 

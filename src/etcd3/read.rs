@@ -98,7 +98,10 @@ impl Driver {
                 Some(index)
             }
         };
-        let reply = self.wire.call(&request(false), Ask::HARMLESS, deadline).await?;
+        let reply = self
+            .wire
+            .call(&request(false), Ask::HARMLESS, deadline)
+            .await?;
         match at_least {
             Some(index) if reply.index < index => {
                 let text = format!(
@@ -259,10 +262,8 @@ impl<'a> Walk<'a> {
                 self.directories(&node.key, kv, name);
                 Some((None, after(&inside)))
             }
-            (_, inside) => {
-                if let Some((_, _)) = inside {
-                    self.directories(&node.key, kv, below);
-                }
+            _ => {
+                self.directories(&node.key, kv, below);
                 Some((Some(node), behind(&kv.key)))
             }
         }

@@ -110,10 +110,6 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    fn refused(error: Error, next: Next) -> Self {
-        Self::Refused(Box::new(Judged { error, next }))
-    }
-
     /// The error that ends whatever this was a part of.
     pub(super) fn into_error(self, server: &str) -> Error {
         match self {
@@ -249,7 +245,9 @@ impl Wire {
         limits: Limits,
     ) -> Result<Q::Reply, Trouble> {
         let token = self.token(endpoint, limits).await?;
-        let outcome = self.bare(request, endpoint, led, token.clone(), limits).await;
+        let outcome = self
+            .bare(request, endpoint, led, token.clone(), limits)
+            .await;
         if let Err(Trouble::Refused(judged)) = &outcome
             && judged.next == Next::NewToken
         {
@@ -273,7 +271,11 @@ impl Wire {
         let sent = clock.now();
         let mut grpc = grpc(&channel, endpoint);
         let request = dressed(request.clone(), led, token);
-        let calling = grpc.unary(request, PathAndQuery::from_static(Q::PATH), ProstCodec::default());
+        let calling = grpc.unary(
+            request,
+            PathAndQuery::from_static(Q::PATH),
+            ProstCodec::default(),
+        );
         tokio::select! {
             biased;
             outcome = calling => match outcome {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::driver::{Driver, bytes};
 use super::proto::{
-    Compare, KeyValue, Operand, RangeRequest, RangeResponse, Relation, Request, RequestOp, Response,
-    Subject, TxnRequest, TxnResponse,
+    Compare, KeyValue, Operand, RangeRequest, RangeResponse, Relation, Request, RequestOp,
+    Response, Subject, TxnRequest, TxnResponse,
 };
 use super::rpc::{Ask, Reply};
 use crate::error::{Error, ErrorKind, Result};
@@ -83,7 +83,12 @@ pub(super) fn none_between(key: Bytes, end: Bytes) -> Compare {
 
 /// There is something.
 pub(super) fn present(key: &Key) -> Compare {
-    compare(bytes(key), Relation::Greater, Subject::Create, Operand::Create(0))
+    compare(
+        bytes(key),
+        Relation::Greater,
+        Subject::Create,
+        Operand::Create(0),
+    )
 }
 
 /// It was created at this index.
@@ -140,11 +145,17 @@ pub(super) fn refusal(condition: &Condition, kv: Option<&KeyValue>) -> Error {
         (Condition::Absent, _) => (ErrorKind::AlreadyExists, "there is something at the key"),
         (_, None) => (ErrorKind::NotFound, "there is nothing at the key"),
         (Condition::Value(_), _) => (ErrorKind::ConditionFailed, "it holds another value"),
-        (Condition::Created(_), _) => (ErrorKind::ConditionFailed, "it was created at another index"),
+        (Condition::Created(_), _) => (
+            ErrorKind::ConditionFailed,
+            "it was created at another index",
+        ),
         (Condition::Both { value, .. }, Some(kv)) if kv.value != *value => {
             (ErrorKind::ConditionFailed, "it holds another value")
         }
-        _ => (ErrorKind::ConditionFailed, "it was modified at another index"),
+        _ => (
+            ErrorKind::ConditionFailed,
+            "it was modified at another index",
+        ),
     };
     Error::new(kind, text)
 }

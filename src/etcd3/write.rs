@@ -65,7 +65,9 @@ impl Driver {
         compare.push(present(key));
         let success = vec![removal(key)];
         let failure = vec![look(key), Request::Range(any_below(key))];
-        let mut reply = self.txn(compare, success, failure, Ask::ONCE, deadline).await?;
+        let mut reply = self
+            .txn(compare, success, failure, Ask::ONCE, deadline)
+            .await?;
         let index = reply.index;
         let mut answers = reply.take();
         match (answers.next(), answers.next()) {
@@ -96,7 +98,9 @@ impl Driver {
         }
         let success = vec![removal(&delete.key), removal_below(&delete.key)];
         let (compare, failure) = (Vec::new(), Vec::new());
-        let mut reply = self.txn(compare, success, failure, Ask::ONCE, deadline).await?;
+        let mut reply = self
+            .txn(compare, success, failure, Ask::ONCE, deadline)
+            .await?;
         let mut answers = reply.take();
         let (Some(Response::Delete(here)), Some(Response::Delete(below))) =
             (answers.next(), answers.next())
@@ -136,7 +140,10 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Committed> {
         let operations = commit.operations.iter().zip(leases);
-        let success: Vec<_> = operations.clone().flat_map(|it| requests(it.0, *it.1)).collect();
+        let success: Vec<_> = operations
+            .clone()
+            .flat_map(|it| requests(it.0, *it.1))
+            .collect();
         let mut keys: Vec<&Key> = conditions(commit).map(|(key, _)| key).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -216,7 +223,9 @@ impl Driver {
 
 /// An answer that cannot be understood leaves the outcome open.
 pub(super) fn maybe(error: &Error) -> Error {
-    error.clone().into_kind(ErrorKind::Ambiguous, "the outcome is unknown")
+    error
+        .clone()
+        .into_kind(ErrorKind::Ambiguous, "the outcome is unknown")
 }
 
 fn write(put: &Put, lease: Option<LeaseId>) -> Request {
@@ -256,12 +265,7 @@ fn requests(operation: &Operation, lease: Option<LeaseId>) -> Vec<Request> {
 }
 
 /// The node that a put at this index made, and what was there before.
-fn written(
-    put: &Put,
-    lease: Option<LeaseId>,
-    index: Index,
-    before: Option<&KeyValue>,
-) -> Written {
+fn written(put: &Put, lease: Option<LeaseId>, index: Index, before: Option<&KeyValue>) -> Written {
     let previous = before.and_then(node);
     let created = previous.as_ref().map_or(index, |it| it.created);
     let node = Node::file(put.key.clone(), put.value.clone(), created, index);
@@ -374,6 +378,9 @@ mod tests {
             .check(key("/b"), Condition::Present)
             .put(Put::new(key("/c"), "", Expiry::Never).when(Condition::Present));
         let error = first_refusal(&commit, |_| None);
-        assert_eq!((error.kind(), error.key()), (ErrorKind::ConditionFailed, Some(&key("/b"))));
+        assert_eq!(
+            (error.kind(), error.key()),
+            (ErrorKind::ConditionFailed, Some(&key("/b")))
+        );
     }
 }

@@ -188,11 +188,28 @@ mod tests {
     #[test]
     fn tickets_of_go_and_etcdctl_count_and_strangers_do_not() {
         let (dir, layout) = (Key::new("/_locks/a").unwrap(), Layout::Leased);
-        for theirs in ["694d5f2b1c3a4e07", "ff", "-ff", "ffffffffffffffff-1", "0f-1", "0-1"] {
+        for theirs in [
+            "694d5f2b1c3a4e07",
+            "ff",
+            "-ff",
+            "ffffffffffffffff-1",
+            "0f-1",
+            "0-1",
+        ] {
             let node = node(&format!("/_locks/a/{theirs}"), b"x");
             assert_eq!(layout.ticket(&dir, &node).unwrap().tag, None, "{theirs}");
         }
-        for stranger in ["_meta", "x", "FF", "1-", "-", "1-2-3", "12345678901234567", "1/2", "+1"] {
+        for stranger in [
+            "_meta",
+            "x",
+            "FF",
+            "1-",
+            "-",
+            "1-2-3",
+            "12345678901234567",
+            "1/2",
+            "+1",
+        ] {
             let node = node(&format!("/_locks/a/{stranger}"), b"x");
             assert_eq!(layout.ticket(&dir, &node), None, "{stranger}");
         }

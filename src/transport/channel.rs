@@ -193,7 +193,10 @@ where
     B: Body + Send + Unpin + 'static,
 {
     /// Sends a request and reads the head of the answer.
-    pub(crate) async fn send(mut self, request: Request<B>) -> Result<Response<Incoming>, SendError> {
+    pub(crate) async fn send(
+        mut self,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, SendError> {
         let answer = self.sender.try_send_request(request).await;
         answer.map_err(|mut error| SendError {
             never_sent: error.take_message().is_some(),

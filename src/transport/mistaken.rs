@@ -60,9 +60,7 @@ pub(super) async fn look_closer(connector: Connector, endpoint: &Endpoint) -> Op
     } else {
         Mistaken::Tls
     };
-    speaks_the_other(connector, endpoint)
-        .await
-        .then_some(found)
+    speaks_the_other(connector, endpoint).await.then_some(found)
 }
 
 async fn speaks_the_other(mut connector: Connector, endpoint: &Endpoint) -> bool {

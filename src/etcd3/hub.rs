@@ -1,0 +1,448 @@
+//! All watches of a store, on one stream to one server.
+//!
+//! ```text
+//!             first watch            answered
+//! Idle ──────────────────▶ Opening ──────────▶ Streaming
+//!   ▲                        ▲  │ refused           │ ended, silent, or without a leader
+//!   │ no watch is left       │  ▼                   │
+//!   └────────────────────── Pausing ◀───────────────┘   on the next server; after `watch_patience`
+//!                                                       without any, all watches end with the error
+//! ```
+//!
+//! A server that is cut off from the others ends the stream by itself (it is asked to want a
+//! leader); one that hangs says nothing. So after a silence it is asked for a sign of life.
+//!
+//! A watch that is not read while more than [`MOST_QUEUED`] updates wait is cancelled at the server
+//! and goes on from there when these have been read: memory is bounded, and nothing is lost that the
+//! server still has.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Streaming;
+
+use super::driver::Driver;
+use super::error::Next;
+use super::proto::{
+    WATCH, WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+};
+use super::rpc::{Trouble, Wire};
+use super::watch::{Following, Heard};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Instant;
+use crate::store::{Update, Updates, Watch};
+use crate::transport::{Endpoint, pauses};
+
+/// How many updates of one watch may wait to be read.
+const MOST_QUEUED: usize = 10_000;
+
+/// The task of the watches, while there is one.
+#[derive(Debug)]
+pub(super) struct Hub {
+    patience: Duration,
+    watchdog_period: Duration,
+    task: Mutex<Option<Task>>,
+}
+
+#[derive(Debug)]
+struct Task {
+    orders: mpsc::UnboundedSender<Order>,
+    /// The name of the next watch: etcd takes names from 1 on.
+    next: i64,
+    _handle: AbortOnDropHandle<()>,
+}
+
+enum Order {
+    Open(i64, Box<Seat>),
+    /// What had queued up was read.
+    Resume(i64),
+    Close(i64),
+}
+
+/// A watch, and who reads it.
+struct Seat {
+    following: Following,
+    updates: mpsc::UnboundedSender<Told>,
+    queued: Arc<AtomicUsize>,
+}
+
+enum Told {
+    Update(Result<Update>),
+    /// Too much had queued up: this is the last until it is said that all was read.
+    Lagging,
+}
+
+/// Who reads a watch. Dropped, it ends the watch.
+struct Reader {
+    id: i64,
+    orders: mpsc::UnboundedSender<Order>,
+    updates: mpsc::UnboundedReceiver<Told>,
+    queued: Arc<AtomicUsize>,
+    /// With the last watch and the last store the task ends.
+    _driver: Arc<Driver>,
+}
+
+/// A watch of this store, opened when it is first polled.
+pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
+    let start = async move { driver.watches.open(&driver, watch) };
+    let read = |reader| {
+        stream::unfold(Some(reader), async |reader| {
+            let mut reader: Reader = reader?;
+            let update = reader.next().await;
+            let next = update.is_ok().then_some(reader);
+            Some((update, next))
+        })
+    };
+    stream::once(start).flat_map(read).boxed()
+}
+
+impl Hub {
+    pub(super) fn new(patience: Duration, watchdog_period: Duration) -> Self {
+        Self {
+            patience,
+            watchdog_period,
+            task: Mutex::default(),
+        }
+    }
+
+    fn open(&self, driver: &Arc<Driver>, watch: Watch) -> Reader {
+        let (sender, updates) = mpsc::unbounded_channel();
+        let queued = Arc::new(AtomicUsize::new(0));
+        let seat = Box::new(Seat {
+            following: Following::new(watch),
+            updates: sender,
+            queued: queued.clone(),
+        });
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        // That of a runtime that is gone has ended.
+        task.take_if(|it| it.orders.is_closed());
+        let running = task.get_or_insert_with(|| self.start(driver));
+        let id = running.next;
+        running.next += 1;
+        // If it ends just now, the reader finds its updates ended.
+        let _ = running.orders.send(Order::Open(id, seat));
+        Reader {
+            id,
+            orders: running.orders.clone(),
+            updates,
+            queued,
+            _driver: driver.clone(),
+        }
+    }
+
+    fn start(&self, driver: &Driver) -> Task {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let run = Run {
+            wire: driver.wire.clone(),
+            patience: self.patience,
+            watchdog_period: self.watchdog_period,
+            orders: inbox,
+            seats: BTreeMap::new(),
+            trouble: None,
+            distrusted: 0,
+        };
+        Task {
+            orders,
+            next: 1,
+            _handle: driver.wire.spawn(run.drive()),
+        }
+    }
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Update> {
+        loop {
+            match self.updates.recv().await {
+                Some(Told::Update(update)) => {
+                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    return update;
+                }
+                Some(Told::Lagging) => {
+                    let _ = self.orders.send(Order::Resume(self.id));
+                }
+                None => {
+                    let text = "the task of the watches has ended, with the runtime in which the \
+                                first was opened";
+                    return Err(Error::new(ErrorKind::Closed, text).during("watch"));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // A task that has ended has no watches.
+        let _ = self.orders.send(Order::Close(self.id));
+    }
+}
+
+/// The task.
+struct Run {
+    wire: Arc<Wire>,
+    patience: Duration,
+    watchdog_period: Duration,
+    orders: mpsc::UnboundedReceiver<Order>,
+    seats: BTreeMap<i64, Seat>,
+    /// Since when nothing works.
+    trouble: Option<Since>,
+    /// How many servers TLS has found no trust in, or are none, one after the other.
+    distrusted: usize,
+}
+
+struct Since {
+    since: Instant,
+    pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
+}
+
+/// Why a stream is left.
+enum Left {
+    /// The last watch is gone.
+    Idle,
+    /// The store is gone.
+    Done,
+    Trouble(Error),
+}
+
+type Asks = mpsc::UnboundedSender<WatchRequest>;
+
+impl Run {
+    async fn drive(mut self) {
+        loop {
+            while self.seats.is_empty() {
+                match self.orders.recv().await {
+                    Some(order) => self.order(order, None),
+                    None => return,
+                }
+            }
+            let endpoint = self.wire.endpoints.current();
+            match self.stream(&endpoint).await {
+                Left::Idle => self.settled(),
+                Left::Done => return,
+                Left::Trouble(error) => {
+                    let now = self.wire.runtime.clock.now();
+                    self.wire.endpoints.failed(&endpoint, now);
+                    match self.endure(&error) {
+                        Some(pause) => self.wire.runtime.clock.sleep(pause).await,
+                        None => self.end_all(&error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens a stream to this endpoint and tells what comes on it, until it is of no use any more.
+    async fn stream(&mut self, endpoint: &Arc<Endpoint>) -> Left {
+        let (asks, mut requests) = mpsc::unbounded_channel();
+        for (id, seat) in &mut self.seats {
+            if let Some(ask) = seat.following.ask(*id) {
+                // The other end is in our hands.
+                let _ = asks.send(WatchAsk::Create(ask).into());
+            }
+        }
+        let requests = stream::poll_fn(move |cx| requests.poll_recv(cx));
+        // A server answers when the first watch is open; ask for something if there is none.
+        let _ = asks.send(WatchAsk::Progress(WatchProgressRequest {}).into());
+        let wire = self.wire.clone();
+        let opening = wire.stream::<WatchRequest, WatchResponse>(WATCH, requests, endpoint);
+        let (answers, channel) = match opening.await {
+            Ok(opened) => opened,
+            Err(trouble) => return Left::Trouble(trouble.into_error(&endpoint.origin)),
+        };
+        let left = self.listen(answers, &asks, endpoint).await;
+        if matches!(left, Left::Trouble(_)) {
+            // The connection may be dead without anybody having said so.
+            wire.channels.give_up(endpoint, &channel);
+        }
+        left
+    }
+
+    async fn listen(
+        &mut self,
+        mut answers: Streaming<WatchResponse>,
+        asks: &Asks,
+        endpoint: &Arc<Endpoint>,
+    ) -> Left {
+        let wire = self.wire.clone();
+        let clock = &wire.runtime.clock;
+        // Whether a sign of life was asked for, and until when something must come.
+        let (mut asked, mut until) = (false, clock.now() + self.watchdog_period);
+        loop {
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    Some(order) => self.order(order, Some(asks)),
+                    None => return Left::Done,
+                },
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => {
+                        (asked, until) = (false, clock.now() + self.watchdog_period);
+                        self.settled();
+                        let place = |error: Error| error.on(&*endpoint.origin);
+                        if let Some(header) = &answer.header
+                            && let Err(error) = wire.check_cluster(header)
+                        {
+                            return Left::Trouble(place(error));
+                        }
+                        if let Err(error) = self.answer(answer, asks) {
+                            return Left::Trouble(place(error));
+                        }
+                    }
+                    Ok(None) => {
+                        let text = "the server ended the stream of watches";
+                        let error = Error::new(ErrorKind::Unavailable, text);
+                        return Left::Trouble(error.on(&*endpoint.origin));
+                    }
+                    Err(status) => {
+                        let until = wire.stream_limits().answer;
+                        let trouble = wire.trouble(status, endpoint, until).await;
+                        if let Trouble::Refused(judged) = &trouble
+                            && judged.next == Next::NewToken
+                        {
+                            wire.auth.forget_any();
+                        }
+                        return Left::Trouble(trouble.into_error(&endpoint.origin));
+                    }
+                },
+                () = clock.sleep_until(until) => {
+                    if asked {
+                        let text = "the server of the watches gives no sign of life";
+                        let error = Error::new(ErrorKind::Unavailable, text);
+                        return Left::Trouble(error.on(&*endpoint.origin));
+                    }
+                    let _ = asks.send(WatchAsk::Progress(WatchProgressRequest {}).into());
+                    (asked, until) = (true, wire.stream_limits().answer);
+                }
+            }
+            if self.seats.is_empty() {
+                return Left::Idle;
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order, asks: Option<&Asks>) {
+        let ask = match order {
+            Order::Open(id, mut seat) => {
+                let ask = asks.and_then(|_| seat.following.ask(id));
+                self.seats.insert(id, *seat);
+                ask
+            }
+            Order::Resume(id) => {
+                let Some(seat) = self.seats.get_mut(&id) else {
+                    return;
+                };
+                seat.following.resume();
+                asks.and_then(|_| seat.following.ask(id))
+            }
+            Order::Close(id) => {
+                let open = self.seats.remove(&id).is_some();
+                if let Some(asks) = asks.filter(|_| open) {
+                    cancel(asks, id);
+                }
+                return;
+            }
+        };
+        if let (Some(ask), Some(asks)) = (ask, asks) {
+            let _ = asks.send(WatchAsk::Create(ask).into());
+        }
+    }
+
+    /// An error means that the stream is of no use any more.
+    fn answer(&mut self, answer: WatchResponse, asks: &Asks) -> Result<()> {
+        let id = answer.watch_id;
+        // What is about no watch is a sign of life.
+        let Some(seat) = self.seats.get_mut(&id) else {
+            return Ok(());
+        };
+        match seat.following.hear(answer) {
+            Heard::Told(updates) => {
+                let number = updates.len();
+                let queued = seat.queued.fetch_add(number, Ordering::AcqRel) + number;
+                for update in updates {
+                    // A reader that is gone has said so.
+                    let _ = seat.updates.send(Told::Update(Ok(update)));
+                }
+                if number > 0 && queued > MOST_QUEUED {
+                    seat.following.lag();
+                    let _ = seat.updates.send(Told::Lagging);
+                    cancel(asks, id);
+                }
+            }
+            Heard::Over(error) => self.end(id, &error),
+            Heard::Denied(error) => {
+                if seat.following.denied || !self.wire.auth.is_asked_for() {
+                    self.end(id, &error);
+                } else {
+                    seat.following.denied = true;
+                    self.wire.auth.forget_any();
+                    return Err(error.into_kind(
+                        ErrorKind::Unavailable,
+                        "perhaps our token is too old: once more with a new one",
+                    ));
+                }
+            }
+            Heard::Broken(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: i64, error: &Error) {
+        if let Some(seat) = self.seats.remove(&id) {
+            let error = error.clone().during("watch").at(seat.following.key());
+            seat.queued.fetch_add(1, Ordering::AcqRel);
+            let _ = seat.updates.send(Told::Update(Err(error)));
+        }
+    }
+
+    fn end_all(&mut self, error: &Error) {
+        let ids: Vec<i64> = self.seats.keys().copied().collect();
+        for id in ids {
+            self.end(id, error);
+        }
+        self.settled();
+    }
+
+    /// Something works again.
+    fn settled(&mut self) {
+        (self.trouble, self.distrusted) = (None, 0);
+    }
+
+    /// For how long to wait after this error; `None` if it cannot pass, or trouble has lasted for
+    /// too long.
+    fn endure(&mut self, error: &Error) -> Option<Duration> {
+        tracing::debug!(target: "tenure::etcd3", watches = self.seats.len(), %error, "watches interrupted");
+        let wire = &self.wire;
+        match error.kind() {
+            // Among good servers such a one just gives way to the next.
+            ErrorKind::Untrusted | ErrorKind::Protocol => {
+                self.distrusted += 1;
+                return (self.distrusted < wire.endpoints.len()).then_some(Duration::ZERO);
+            }
+            // With a new token.
+            ErrorKind::Unauthorized if wire.auth.is_asked_for() => {}
+            _ if error.is_transient() => {}
+            _ => return None,
+        }
+        let now = wire.runtime.clock.now();
+        let trouble = self.trouble.get_or_insert_with(|| Since {
+            since: now,
+            pauses: Box::new(pauses(&wire.runtime.entropy)),
+        });
+        let left = (trouble.since + self.patience).since(now);
+        if left.is_zero() {
+            return None;
+        }
+        let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
+        Some(pause.min(left))
+    }
+}
+
+fn cancel(asks: &Asks, id: i64) {
+    let ask = WatchAsk::Cancel(WatchCancelRequest { watch_id: id });
+    let _ = asks.send(ask.into());
+}
