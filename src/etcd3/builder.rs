@@ -172,6 +172,7 @@ impl fmt::Debug for Builder {
         // The endpoints' text may hold a password.
         f.debug_struct("Builder")
             .field("tls", &self.tls)
+            .field("marks", &self.marks)
             .field("timeout", &self.timeout)
             .field("watch_patience", &self.watch_patience)
             .field("watchdog_period", &self.watchdog_period)
