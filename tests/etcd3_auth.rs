@@ -12,7 +12,7 @@ use common::etcd::{Etcd, Options};
 use common::words::{key, value, write};
 use futures_util::StreamExt;
 use tenure::etcd3::Etcd3;
-use tenure::store::{Expiry, Get, Update, Watch};
+use tenure::store::{Expiry, Get, Update, Updates, Watch};
 use tenure::transport::Tls;
 use tenure::{Client, ErrorKind, Store, StoreExt, StoreUrl};
 use tls::{Authority, Directory};
@@ -43,6 +43,11 @@ fn guarded() -> Etcd {
         assert_eq!(status, 200, "{path}: {answer}");
     }
     etcd
+}
+
+async fn next(updates: &mut Updates) -> tenure::Result<Update> {
+    let next = tokio::time::timeout(Duration::from_secs(30), updates.next()).await;
+    next.expect("an update in time").unwrap()
 }
 
 #[tokio::test]
@@ -81,7 +86,7 @@ async fn a_user_is_asked_for_known_and_kept_in_bounds() {
         .unwrap();
     team.probe().await.unwrap();
     let mut updates = team.watch(Watch::node(key("/k")));
-    let error = updates.next().await.unwrap().unwrap_err();
+    let error = next(&mut updates).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
 }
 
@@ -92,15 +97,15 @@ async fn a_lock_works_for_a_user_of_a_prefix_and_outlives_tokens() {
     let client = Client::connect(&url).await.unwrap();
     let guard = client.lock("a").acquire().await.unwrap();
     let mut updates = client.store().watch(Watch::node(key("/k")));
-    assert!(matches!(updates.next().await, Some(Ok(Update::Open(_)))));
+    assert!(matches!(next(&mut updates).await, Ok(Update::Open(_))));
     // Another user makes the server look for tokens that are too old.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(guard.is_held());
     write(client.store(), "/k", "v").await;
-    assert!(matches!(updates.next().await, Some(Ok(Update::Event(_)))));
+    assert!(matches!(next(&mut updates).await, Ok(Update::Event(_))));
     assert_eq!(value(client.store(), "/k").await.as_deref(), Some("v"));
     let mut late = client.store().watch(Watch::tree(key("/late")));
-    assert!(matches!(late.next().await, Some(Ok(Update::Open(_)))));
+    assert!(matches!(next(&mut late).await, Ok(Update::Open(_))));
     let waiter = client.lock("a");
     let timeout = waiter.acquire().timeout(Duration::from_millis(300)).await;
     assert_eq!(timeout.unwrap_err().kind(), ErrorKind::Timeout);

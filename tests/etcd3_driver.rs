@@ -184,58 +184,45 @@ async fn a_write_that_is_refused_leaves_no_lease() {
     assert!(kept.node.lease.is_some() && leases() == before + 1.0);
 }
 
-/// Holds back the appends of a client until it has given up, and lets them reach the server after
-/// they were withdrawn.
+/// Appends are held back on their way until they were withdrawn.
 #[tokio::test]
 async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
     let etcd = quiet();
     let gate = Gate::start(etcd.client_port()).await;
     let slow = Etcd3::builder(gate.url())
-        .timeout(Duration::from_secs(1))
+        .timeout(Duration::from_secs(60))
         .build()
         .unwrap();
     let direct = open(&etcd);
     let dir = key("/_locks/a");
+    let expiry = Expiry::With(lease(0xabc));
     slow.grant(Grant::new(lease(0xabc), secs(60)))
         .await
         .unwrap();
     gate.set(Pass::Answers);
-    let ticket = Append::ticket(dir.clone(), tag(1), Expiry::With(lease(0xabc)));
-    let job = Append::tagged(key("/jobs"), tag(2), "x", Expiry::Never);
-    let (ticket, job) = tokio::join!(slow.append(ticket), slow.append(job));
-    for outcome in [ticket, job] {
-        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Ambiguous);
-    }
-    // One of the two is withdrawn, the other shows that both do come.
-    let other = Append::ticket(dir.clone(), tag(3), Expiry::With(lease(0xabc)));
-    let late = tokio::spawn({
+    let send = |append| {
         let slow = slow.clone();
-        async move { slow.append(other).await }
-    });
+        tokio::spawn(async move { slow.append(append).await })
+    };
+    let ticket = send(Append::ticket(dir.clone(), tag(1), expiry));
+    let job = send(Append::tagged(key("/jobs"), tag(2), "x", Expiry::Never));
+    let other = send(Append::ticket(dir.clone(), tag(3), expiry));
     let withdraw = Withdraw::new(dir.clone(), tag(1), Naming::Ticket).lease(lease(0xabc));
     let withdrawn = direct.withdraw(withdraw).await.unwrap();
     assert!(withdrawn.settled && !withdrawn.removed);
-    let withdrawn = Withdraw::new(key("/jobs"), tag(2), Naming::Tag);
-    assert!(direct.withdraw(withdrawn).await.unwrap().settled);
-    assert_eq!(
-        late.await.unwrap().unwrap_err().kind(),
-        ErrorKind::Ambiguous
-    );
+    let withdraw = Withdraw::new(key("/jobs"), tag(2), Naming::Tag);
+    assert!(direct.withdraw(withdraw).await.unwrap().settled);
+    assert!(!ticket.is_finished() && !job.is_finished() && !other.is_finished());
     gate.set(Pass::All);
-    // They come in the order in which they were sent.
-    let deadline = Clock::boot().now() + Duration::from_secs(10);
-    loop {
-        let line = direct.children(&dir).await.unwrap();
-        let names: Vec<_> = line.iter().map(|node| node.key.name().to_owned()).collect();
-        assert!(!names.contains(&"abc-1".to_owned()), "{names:?}");
-        let jobs = direct.children(&key("/jobs")).await.unwrap();
-        assert!(jobs.is_empty(), "{jobs:?}");
-        if names == ["abc-3"] {
-            break;
-        }
-        assert!(!Clock::boot().has_passed(deadline), "{names:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    for late in [ticket, job] {
+        let error = late.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConditionFailed, "{error}");
     }
+    other.await.unwrap().unwrap();
+    let line = direct.children(&dir).await.unwrap();
+    let names: Vec<_> = line.iter().map(|node| node.key.name()).collect();
+    assert_eq!(names, ["abc-3"]);
+    assert!(direct.children(&key("/jobs")).await.unwrap().is_empty());
     // The ticket's mark goes with the ticket's lease, the other stays for ten minutes.
     direct.revoke(lease(0xabc)).await.unwrap();
     let marks = direct.children(&key("/_cancelled")).await.unwrap();
@@ -485,4 +472,52 @@ async fn who_is_no_etcd_is_found_out() {
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     assert!(error.to_string().contains("etcd v3"), "{error}");
     server.abort();
+}
+
+/// What etcdctl prints when it has the lock: the key.
+async fn etcdctl_lock(etcd: &Etcd, name: &str) -> (tokio::process::Child, String) {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    let mut child = tokio::process::Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", &etcd.url(), "lock", name])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut key = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    lines.read_line(&mut key).await.unwrap();
+    (child, key.trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_is_shared_with_etcdctl() {
+    let etcd = quiet();
+    let client = Client::new(open(&etcd));
+    let lock = client.lock("shared");
+    let (mut theirs, at) = etcdctl_lock(&etcd, "/_locks/shared").await;
+    assert!(at.starts_with("/_locks/shared/"), "{at}");
+    assert!(lock.try_acquire().await.unwrap().is_none(), "they have it");
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    let pid = theirs.id().unwrap().to_string();
+    let interrupted = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(interrupted.unwrap().success());
+    theirs.wait().await.unwrap();
+    let ours = waiting.await.unwrap().unwrap();
+    assert!(ours.key().name().contains('-'), "{}", ours.key());
+    // And the other way round: they wait until we have given it back.
+    let next = async {
+        let (child, _) = etcdctl_lock(&etcd, "/_locks/shared").await;
+        drop(child);
+    };
+    tokio::pin!(next);
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut next).await;
+    assert!(early.is_err(), "they have it while we do");
+    ours.release().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), next)
+        .await
+        .unwrap();
 }

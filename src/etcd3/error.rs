@@ -82,6 +82,12 @@ const ROWS: &[Row] = {
             "the request is larger than the server takes (--max-request-bytes)",
         ),
         (
+            "received message larger than max",
+            Final,
+            Kind::InvalidValue,
+            "the request is larger than the server takes (--max-request-bytes)",
+        ),
+        (
             "too many operations in txn",
             Final,
             Kind::InvalidOptions,

@@ -16,7 +16,7 @@
 //! and goes on from there when these have been read: memory is bounded, and nothing is lost that the
 //! server still has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,18 +25,20 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
+use tonic::body::Body;
 
 use super::driver::Driver;
 use super::error::Next;
 use super::proto::{
-    WATCH, WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    WATCH, WatchAsk, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
+    WatchResponse,
 };
 use super::rpc::{Trouble, Wire};
 use super::watch::{Following, Heard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Instant;
 use crate::store::{Update, Updates, Watch};
-use crate::transport::{Endpoint, pauses};
+use crate::transport::{Channel, Endpoint, pauses};
 
 /// How many updates of one watch may wait to be read.
 const MOST_QUEUED: usize = 10_000;
@@ -209,7 +211,40 @@ enum Left {
     Trouble(Error),
 }
 
-type Asks = mpsc::UnboundedSender<WatchRequest>;
+/// What a stream is asked, and what it has not answered yet.
+struct Asks {
+    requests: mpsc::UnboundedSender<WatchRequest>,
+    /// The watches that were asked for, in order: a server that refuses one does not name it.
+    created: VecDeque<i64>,
+}
+
+impl Asks {
+    fn create(&mut self, ask: WatchCreateRequest) {
+        self.created.push_back(ask.watch_id);
+        self.send(WatchAsk::Create(ask));
+    }
+
+    fn cancel(&self, id: i64) {
+        self.send(WatchAsk::Cancel(WatchCancelRequest { watch_id: id }));
+    }
+
+    fn sign_of_life(&self) {
+        self.send(WatchAsk::Progress(WatchProgressRequest {}));
+    }
+
+    /// Which watch an answer is about.
+    fn about(&mut self, answer: &WatchResponse) -> Option<i64> {
+        if !answer.created {
+            return Some(answer.watch_id);
+        }
+        self.created.pop_front()
+    }
+
+    fn send(&self, ask: WatchAsk) {
+        // The other end is in our hands too.
+        let _ = self.requests.send(ask.into());
+    }
+}
 
 impl Run {
     async fn drive(mut self) {
@@ -238,23 +273,26 @@ impl Run {
 
     /// Opens a stream to this endpoint and tells what comes on it, until it is of no use any more.
     async fn stream(&mut self, endpoint: &Arc<Endpoint>) -> Left {
-        let (asks, mut requests) = mpsc::unbounded_channel();
+        let (sender, mut requests) = mpsc::unbounded_channel();
+        let mut asks = Asks {
+            requests: sender,
+            created: VecDeque::new(),
+        };
         for (id, seat) in &mut self.seats {
             if let Some(ask) = seat.following.ask(*id) {
-                // The other end is in our hands.
-                let _ = asks.send(WatchAsk::Create(ask).into());
+                asks.create(ask);
             }
         }
         let requests = stream::poll_fn(move |cx| requests.poll_recv(cx));
-        // A server answers when the first watch is open; ask for something if there is none.
-        let _ = asks.send(WatchAsk::Progress(WatchProgressRequest {}).into());
+        // A server answers when it has something to say, and there may be no watch to open.
+        asks.sign_of_life();
         let wire = self.wire.clone();
         let opening = wire.stream::<WatchRequest, WatchResponse>(WATCH, requests, endpoint);
         let (answers, channel) = match opening.await {
             Ok(opened) => opened,
             Err(trouble) => return Left::Trouble(trouble.into_error(&endpoint.origin)),
         };
-        let left = self.listen(answers, &asks, endpoint).await;
+        let left = self.listen(answers, &mut asks, (endpoint, &channel)).await;
         if matches!(left, Left::Trouble(_)) {
             // The connection may be dead without anybody having said so.
             wire.channels.give_up(endpoint, &channel);
@@ -265,8 +303,8 @@ impl Run {
     async fn listen(
         &mut self,
         mut answers: Streaming<WatchResponse>,
-        asks: &Asks,
-        endpoint: &Arc<Endpoint>,
+        asks: &mut Asks,
+        (endpoint, channel): (&Arc<Endpoint>, &Channel<Body>),
     ) -> Left {
         let wire = self.wire.clone();
         let clock = &wire.runtime.clock;
@@ -300,7 +338,7 @@ impl Run {
                     }
                     Err(status) => {
                         let until = wire.stream_limits().answer;
-                        let trouble = wire.trouble(status, endpoint, until).await;
+                        let trouble = wire.trouble(status, endpoint, channel, until).await;
                         if let Trouble::Refused(judged) = &trouble
                             && judged.next == Next::NewToken
                         {
@@ -315,7 +353,7 @@ impl Run {
                         let error = Error::new(ErrorKind::Unavailable, text);
                         return Left::Trouble(error.on(&*endpoint.origin));
                     }
-                    let _ = asks.send(WatchAsk::Progress(WatchProgressRequest {}).into());
+                    asks.sign_of_life();
                     (asked, until) = (true, wire.stream_limits().answer);
                 }
             }
@@ -325,37 +363,39 @@ impl Run {
         }
     }
 
-    fn order(&mut self, order: Order, asks: Option<&Asks>) {
-        let ask = match order {
-            Order::Open(id, mut seat) => {
-                let ask = asks.and_then(|_| seat.following.ask(id));
-                self.seats.insert(id, *seat);
-                ask
+    fn order(&mut self, order: Order, asks: Option<&mut Asks>) {
+        let (id, seat) = match order {
+            Order::Open(id, seat) => {
+                let seat = self.seats.entry(id).insert_entry(*seat).into_mut();
+                (id, seat)
             }
             Order::Resume(id) => {
                 let Some(seat) = self.seats.get_mut(&id) else {
                     return;
                 };
                 seat.following.resume();
-                asks.and_then(|_| seat.following.ask(id))
+                (id, seat)
             }
             Order::Close(id) => {
                 let open = self.seats.remove(&id).is_some();
                 if let Some(asks) = asks.filter(|_| open) {
-                    cancel(asks, id);
+                    asks.cancel(id);
                 }
                 return;
             }
         };
-        if let (Some(ask), Some(asks)) = (ask, asks) {
-            let _ = asks.send(WatchAsk::Create(ask).into());
+        // Without a stream the next one is asked for it.
+        if let Some(asks) = asks
+            && let Some(ask) = seat.following.ask(id)
+        {
+            asks.create(ask);
         }
     }
 
     /// An error means that the stream is of no use any more.
-    fn answer(&mut self, answer: WatchResponse, asks: &Asks) -> Result<()> {
-        let id = answer.watch_id;
+    fn answer(&mut self, answer: WatchResponse, asks: &mut Asks) -> Result<()> {
         // What is about no watch is a sign of life.
+        let id = asks.about(&answer).unwrap_or_default();
         let Some(seat) = self.seats.get_mut(&id) else {
             return Ok(());
         };
@@ -370,7 +410,7 @@ impl Run {
                 if number > 0 && queued > MOST_QUEUED {
                     seat.following.lag();
                     let _ = seat.updates.send(Told::Lagging);
-                    cancel(asks, id);
+                    asks.cancel(id);
                 }
             }
             Heard::Over(error) => self.end(id, &error),
@@ -440,9 +480,4 @@ impl Run {
         let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
         Some(pause.min(left))
     }
-}
-
-fn cancel(asks: &Asks, id: i64) {
-    let ask = WatchAsk::Cancel(WatchCancelRequest { watch_id: id });
-    let _ = asks.send(ask.into());
 }

@@ -156,13 +156,13 @@ async fn run(
     let opened = wire.stream(KEEP_ALIVE, requests, &endpoint).await;
     let mut trouble = match opened {
         Err(trouble) => Some(trouble),
-        Ok((mut answers, _)) => loop {
+        Ok((mut answers, channel)) => loop {
             match answers.message().await {
                 Ok(Some(answer)) => waiting.answer(answer),
                 Ok(None) => break None,
                 Err(status) => {
                     let until = wire.stream_limits().answer;
-                    break Some(wire.trouble(status, &endpoint, until).await);
+                    break Some(wire.trouble(status, &endpoint, &channel, until).await);
                 }
             }
         },

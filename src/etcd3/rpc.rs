@@ -283,7 +283,9 @@ impl Wire {
                     self.channels.answered(endpoint);
                     Ok(answer.into_inner())
                 }
-                Err(status) => Err(self.trouble(status, endpoint, limits.answer).await),
+                Err(status) => {
+                    Err(self.trouble(status, endpoint, &channel, limits.answer).await)
+                }
             },
             () = clock.sleep_until(limits.answer) => {
                 // The connection may be dead without anybody having said so.
@@ -330,7 +332,9 @@ impl Wire {
                 Ok((answers.into_inner(), channel))
             }
             Err(status) => {
-                let trouble = self.trouble(status, endpoint, limits.answer).await;
+                let trouble = self
+                    .trouble(status, endpoint, &channel, limits.answer)
+                    .await;
                 if let Trouble::Refused(judged) = &trouble
                     && judged.next == Next::NewToken
                 {
@@ -346,12 +350,14 @@ impl Wire {
         &self,
         status: Status,
         endpoint: &Endpoint,
+        channel: &Channel<Body>,
         until: Instant,
     ) -> Trouble {
         if status.source().is_none() {
             return Trouble::Refused(Box::new(judge(&status)));
         }
-        let failure = self.channels.explain(endpoint, Box::new(status), until);
+        let error = Box::new(status);
+        let failure = self.channels.explain(endpoint, channel, error, until);
         Trouble::Failure(failure.await)
     }
 

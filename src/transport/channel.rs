@@ -21,6 +21,7 @@ use super::endpoint::Endpoint;
 use super::executor::Tasks;
 use super::failure::{Broken, Failure};
 use super::mistaken::{self, Known};
+use super::overheard::{Overheard, Words};
 use super::tls::Tls;
 use crate::error::Result;
 use crate::runtime::{Clock, Instant, Runtime};
@@ -45,8 +46,8 @@ type Slot<B> = tokio::sync::Mutex<Option<Channel<B>>>;
 /// An open connection. Clones share it; with the last of them and of its streams it is closed.
 pub(crate) struct Channel<B> {
     sender: SendRequest<B>,
-    /// Tells it from those before and after it.
-    identity: Arc<()>,
+    /// What TLS said when it ended; also tells it from those before and after it.
+    words: Words,
 }
 
 /// Why a request got no answer.
@@ -92,7 +93,16 @@ where
             if let Some(channel) = slot.as_ref().filter(|it| !it.sender.is_closed()) {
                 return Ok(channel.clone());
             }
-            let channel = self.connect(endpoint).await?;
+            let channel = match self.connect(endpoint).await {
+                Ok(channel) => channel,
+                Err(mut failure) => {
+                    if failure.hung_up && !self.known.has(endpoint) {
+                        let look = mistaken::look_closer(self.connector.clone(), endpoint);
+                        failure.amend(look.await);
+                    }
+                    return Err(failure);
+                }
+            };
             *slot = Some(channel.clone());
             Ok(channel)
         };
@@ -121,17 +131,28 @@ where
         self.known.add(endpoint);
     }
 
-    /// What an error of a request or of a stream on an open connection tells.
+    /// What an error of a request or of a stream on an open connection tells. A server that has
+    /// never answered is asked whether it speaks the other protocol: it would just hang up.
     pub(crate) async fn explain(
         &self,
         endpoint: &Endpoint,
+        channel: &Channel<B>,
         error: Box<dyn StdError + Send + Sync>,
         until: Instant,
     ) -> Failure {
         let never_sent = find::<SendError>(&*error).is_some_and(|it| it.never_sent);
-        let broken = self.broken(Moment::Connected, never_sent);
-        self.look_closer(Failure::of(error, broken), endpoint, until)
-            .await
+        let mut failure = Failure::of(error, self.broken(Moment::Connected, never_sent));
+        if let Some(words) = channel.words.get() {
+            failure.distrusts(words.clone());
+        } else if !failure.hopeless && !self.known.has(endpoint) {
+            let look = mistaken::look_closer(self.connector.clone(), endpoint);
+            tokio::select! {
+                biased;
+                found = look => failure.amend(found),
+                () = self.clock.sleep_until(until) => {}
+            }
+        }
+        failure
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Channel<B>, Failure> {
@@ -144,33 +165,15 @@ where
             .map_err(|error| Failure::of(error.into(), broken))?;
         let io = self.connector.clone().call(uri).await;
         let io = io.map_err(|error| Failure::of(error.into(), broken))?;
+        let words = Words::default();
+        let io = Overheard::new(io, words.clone(), self.identity);
         let (sender, connection) = Builder::new(self.tasks.clone())
             .handshake(io)
             .await
             .map_err(|error| Failure::of(error.into(), broken))?;
         // Whoever waits for an answer is told by that.
         hyper::rt::Executor::execute(&self.tasks, async move { drop(connection.await) });
-        Ok(Channel {
-            sender,
-            identity: Arc::new(()),
-        })
-    }
-
-    async fn look_closer(
-        &self,
-        mut failure: Failure,
-        endpoint: &Endpoint,
-        until: Instant,
-    ) -> Failure {
-        if failure.hung_up && !self.known.has(endpoint) {
-            let look = mistaken::look_closer(self.connector.clone(), endpoint);
-            tokio::select! {
-                biased;
-                found = look => failure.amend(found),
-                () = self.clock.sleep_until(until) => {}
-            }
-        }
-        failure
+        Ok(Channel { sender, words })
     }
 
     fn broken(&self, moment: Moment, never_sent: bool) -> Broken {
@@ -207,7 +210,7 @@ where
 
 impl<B> Channel<B> {
     fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.identity, &other.identity)
+        Arc::ptr_eq(&self.words, &other.words)
     }
 }
 
@@ -215,7 +218,7 @@ impl<B> Clone for Channel<B> {
     fn clone(&self) -> Self {
         Self {
             sender: self.sender.clone(),
-            identity: self.identity.clone(),
+            words: self.words.clone(),
         }
     }
 }

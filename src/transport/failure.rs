@@ -82,6 +82,12 @@ impl Failure {
 }
 
 impl Failure {
+    /// TLS found no trust, so nobody has looked at the request.
+    #[cfg(feature = "etcd3")]
+    pub(super) fn distrusts(&mut self, words: String) {
+        (self.maybe_sent, self.untrusted, self.reason) = (false, true, words);
+    }
+
     /// Says why a server hung up, if that was found out.
     pub(super) fn amend(&mut self, found: Option<Mistaken>) {
         match found {

@@ -27,6 +27,8 @@ mod http1;
 mod last_words;
 mod latency;
 mod mistaken;
+#[cfg(feature = "etcd3")]
+mod overheard;
 #[cfg(feature = "etcd2")]
 mod redirect;
 #[cfg(feature = "etcd2")]
