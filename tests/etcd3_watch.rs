@@ -307,3 +307,44 @@ async fn a_watch_that_nobody_reads_is_bounded_and_loses_nothing() {
     write(&store, "/w/last", "x").await;
     assert_eq!(told(&mut slow).await, "/w/last +x");
 }
+
+/// A server feeds watches from the past ten times a second: a line must not wait for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_waited_for_is_told_at_once_whatever_else_is_written() {
+    const ROUNDS: usize = 21;
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let clock = Clock::boot();
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let at = key(&format!("/w/{round}"));
+        let made = store
+            .set(&at, "x".into(), Expiry::Never)
+            .await
+            .unwrap()
+            .index();
+        // The store moves on, so the watch begins in the past.
+        write(&store, "/elsewhere", "x").await;
+        let mut updates = store.watch(Watch::node(at.clone()).from(made.next()).deletes_only());
+        opened(&mut updates).await;
+        let since = clock.now();
+        store.remove(&at).await.unwrap();
+        assert_eq!(told(&mut updates).await, format!("/w/{round} -"));
+        times.push(clock.now().since(since));
+    }
+    times.sort_unstable();
+    println!(
+        "told within {:?}, {:?} at most",
+        times[ROUNDS / 2],
+        times[ROUNDS - 1]
+    );
+    assert!(times[ROUNDS / 2] < Duration::from_millis(30), "{times:?}");
+    // One that went in the past is told from the past.
+    let at = key("/w/gone");
+    let made = write(&store, "/w/gone", "x").await;
+    store.remove(&at).await.unwrap();
+    write(&store, "/w/gone", "again").await;
+    let mut updates = store.watch(Watch::node(at).from(made.next()).deletes_only());
+    opened(&mut updates).await;
+    assert_eq!(told(&mut updates).await, "/w/gone -");
+}

@@ -21,21 +21,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
 use tonic::body::Body;
 
-use super::driver::Driver;
+use super::driver::{Driver, bytes};
 use super::error::Next;
 use super::proto::{
-    WATCH, WatchAsk, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
-    WatchResponse,
+    RangeRequest, WATCH, WatchAsk, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
+    WatchRequest, WatchResponse,
 };
-use super::rpc::{Trouble, Wire};
+use super::rpc::{Ask, Trouble, Wire, index};
+use super::txn::number;
 use super::watch::{Following, Heard};
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key};
 use crate::runtime::Instant;
 use crate::store::{Update, Updates, Watch};
 use crate::transport::{Channel, Endpoint, pauses};
@@ -71,6 +75,19 @@ struct Seat {
     following: Following,
     updates: mpsc::UnboundedSender<Told>,
     queued: Arc<AtomicUsize>,
+}
+
+impl Seat {
+    /// Whether too much waits to be read now.
+    fn tell(&self, updates: Vec<Update>) -> bool {
+        let number = updates.len();
+        let queued = self.queued.fetch_add(number, Ordering::AcqRel) + number;
+        for update in updates {
+            // A reader that is gone has said so.
+            let _ = self.updates.send(Told::Update(Ok(update)));
+        }
+        number > 0 && queued > MOST_QUEUED
+    }
 }
 
 enum Told {
@@ -146,6 +163,7 @@ impl Hub {
             orders: inbox,
             seats: BTreeMap::new(),
             trouble: None,
+            looks: FuturesUnordered::new(),
             distrusted: 0,
         };
         Task {
@@ -193,6 +211,8 @@ struct Run {
     seats: BTreeMap<i64, Seat>,
     /// Since when nothing works.
     trouble: Option<Since>,
+    /// What is being looked for: see [`Following`].
+    looks: FuturesUnordered<BoxFuture<'static, Found>>,
     /// How many servers TLS has found no trust in, or are none, one after the other.
     distrusted: usize,
 }
@@ -201,6 +221,9 @@ struct Since {
     since: Instant,
     pauses: Box<dyn Iterator<Item = Duration> + Send + Sync>,
 }
+
+/// A watch, the index at which its key was looked at, and when it was created, if that can be told.
+type Found = (i64, Index, Option<Index>);
 
 /// Why a stream is left.
 enum Left {
@@ -347,6 +370,7 @@ impl Run {
                         return Left::Trouble(trouble.into_error(&endpoint.origin));
                     }
                 },
+                Some((id, at, created)) = self.looks.next() => self.looked(id, at, created, asks),
                 () = clock.sleep_until(until) => {
                     if asked {
                         let text = "the server of the watches gives no sign of life";
@@ -366,8 +390,8 @@ impl Run {
     fn order(&mut self, order: Order, asks: Option<&mut Asks>) {
         let (id, seat) = match order {
             Order::Open(id, seat) => {
-                let seat = self.seats.entry(id).insert_entry(*seat).into_mut();
-                (id, seat)
+                // No two have one name.
+                (id, self.seats.entry(id).or_insert(*seat))
             }
             Order::Resume(id) => {
                 let Some(seat) = self.seats.get_mut(&id) else {
@@ -400,14 +424,12 @@ impl Run {
             return Ok(());
         };
         match seat.following.hear(answer) {
+            Heard::Look(at) => {
+                let (wire, key) = (self.wire.clone(), seat.following.key().clone());
+                self.looks.push(look(wire, id, key, at).boxed());
+            }
             Heard::Told(updates) => {
-                let number = updates.len();
-                let queued = seat.queued.fetch_add(number, Ordering::AcqRel) + number;
-                for update in updates {
-                    // A reader that is gone has said so.
-                    let _ = seat.updates.send(Told::Update(Ok(update)));
-                }
-                if number > 0 && queued > MOST_QUEUED {
+                if seat.tell(updates) {
                     seat.following.lag();
                     let _ = seat.updates.send(Told::Lagging);
                     asks.cancel(id);
@@ -429,6 +451,24 @@ impl Run {
             Heard::Broken(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn looked(&mut self, id: i64, at: Index, created: Option<Index>, asks: &mut Asks) {
+        let Some(seat) = self.seats.get_mut(&id) else {
+            return;
+        };
+        match seat.following.looked(at, created) {
+            Some(updates) => {
+                // Few have come so far.
+                seat.tell(updates);
+            }
+            None => {
+                asks.cancel(id);
+                if let Some(ask) = seat.following.ask(id) {
+                    asks.create(ask);
+                }
+            }
+        }
     }
 
     fn end(&mut self, id: i64, error: &Error) {
@@ -480,4 +520,20 @@ impl Run {
         let pause = trouble.pauses.next().unwrap_or(Duration::from_secs(1));
         Some(pause.min(left))
     }
+}
+
+/// When a key was created that is there at this index.
+async fn look(wire: Arc<Wire>, id: i64, key: Key, at: Index) -> Found {
+    let request = RangeRequest {
+        key: bytes(&key),
+        revision: number(at),
+        keys_only: true,
+        serializable: true,
+        ..RangeRequest::default()
+    };
+    let reply = wire.call(&request, Ask::LOCAL, wire.deadline()).await;
+    let found = reply
+        .ok()
+        .and_then(|it| index(it.body.kvs.first()?.create_revision));
+    (id, at, found)
 }

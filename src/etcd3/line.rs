@@ -94,7 +94,7 @@ impl Driver {
             return Err(Error::new(kind, text).seen_at(index));
         }
         let before = match answers.next() {
-            Some(Response::Range(range)) if line => before(&append.dir, range),
+            Some(Response::Range(range)) if line => before(&append.dir, &range),
             Some(Response::Put(_)) if !line => None,
             _ => return Err(maybe(&reply.broken("the answer to an append holds none"))),
         };
@@ -282,7 +282,7 @@ fn line_of(dir: &Key) -> RangeRequest {
 }
 
 /// The live tickets of a line in their order; `None` when it is too long to have been read.
-fn before(dir: &Key, range: RangeResponse) -> Option<Vec<Node>> {
+fn before(dir: &Key, range: &RangeResponse) -> Option<Vec<Node>> {
     if range.more {
         return None;
     }
@@ -328,9 +328,9 @@ mod tests {
             kvs: kvs.clone(),
             more,
         };
-        let names: Vec<_> = before(&dir, range(false)).unwrap();
+        let names: Vec<_> = before(&dir, &range(false)).unwrap();
         let names: Vec<_> = names.iter().map(|node| node.key.name()).collect();
         assert_eq!(names, ["a", "7-2", "7-1"]);
-        assert_eq!(before(&dir, range(true)), None);
+        assert_eq!(before(&dir, &range(true)), None);
     }
 }

@@ -349,23 +349,6 @@ pub(super) struct AuthenticateResponse {
     pub(super) token: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct MemberListRequest {}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct MemberListResponse {
-    #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<ResponseHeader>,
-    #[prost(message, repeated, tag = "2")]
-    pub(super) members: Vec<Member>,
-}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct Member {
-    #[prost(string, repeated, tag = "4")]
-    pub(super) client_urls: Vec<String>,
-}
-
 macro_rules! hide {
     ($($message:ident),+) => {$(
         impl std::fmt::Debug for $message {
@@ -410,7 +393,6 @@ rpcs! {
     "Lease/LeaseGrant": LeaseGrantRequest => LeaseGrantResponse,
     "Lease/LeaseRevoke": LeaseRevokeRequest => LeaseRevokeResponse,
     "Auth/Authenticate": AuthenticateRequest => AuthenticateResponse,
-    "Cluster/MemberList": MemberListRequest => MemberListResponse,
 }
 
 impl Headed for LeaseKeepAliveResponse {

@@ -8,6 +8,18 @@
 //!   └── the stream ended ─┘
 //! ```
 //!
+//! **From the past, and at once.** A server feeds a watch that begins at or before its own index ten
+//! times a second only. A watch for the deletion of one key, which is what a line waits with, would
+//! so wait for nothing: it is opened from now on instead, and the key is looked at as of the moment
+//! when it opened. If it has been there since before the first index asked for, nothing is missing
+//! in between; if not, the watch is opened anew from that index.
+//!
+//! ```text
+//! Asked ──created──▶ Looking ── there all the while ──▶ Open
+//!   ▲                   │ cannot be told
+//!   └───────────────────┘ from the index
+//! ```
+//!
 //! **No event is lost or doubled.** `next` is the first index not told. A stream is asked to begin
 //! there; what is older is dropped, because servers say things twice. It moves behind an index only
 //! when all events of that index are there (a large one comes in fragments), so an index is never
@@ -39,6 +51,8 @@ pub(super) struct Following {
     state: State,
     /// Whether it has been told that it is open.
     announced: bool,
+    /// Whether it may be opened from now on, although an index was asked for.
+    short_cut: bool,
     /// Whether a new token was tried when it was forbidden.
     pub(super) denied: bool,
     /// The parts of an answer that is not whole yet.
@@ -50,6 +64,8 @@ enum State {
     /// A stream was, or will be, asked for it.
     Asked,
     Open,
+    /// It was opened after this index, and what came before is being looked for.
+    Looking(Index),
     /// It is not read, and nothing is asked for.
     Lagging,
 }
@@ -59,6 +75,8 @@ enum State {
 pub(super) enum Heard {
     /// This is to be told.
     Told(Vec<Update>),
+    /// Whether the key was there, at this index, since before the first that was asked for.
+    Look(Index),
     /// The watch is over.
     Over(Error),
     /// Perhaps only the token is too old.
@@ -69,8 +87,10 @@ pub(super) enum Heard {
 
 impl Following {
     pub(super) fn new(watch: Watch) -> Self {
+        let alone = watch.scope == Scope::Node && watch.filter == Filter::Deletes;
         Self {
             next: watch.from,
+            short_cut: alone && watch.from.is_some(),
             watch,
             state: State::Asked,
             announced: false,
@@ -103,7 +123,7 @@ impl Following {
             } else {
                 Bytes::new()
             },
-            start_revision: self.next.map_or(0, number),
+            start_revision: self.next.filter(|_| !self.short_cut).map_or(0, number),
             progress_notify: true,
             filters,
             watch_id: id,
@@ -146,11 +166,20 @@ impl Following {
                 let text = "the watch was opened at no revision";
                 return Heard::Over(Error::new(ErrorKind::Protocol, text));
             };
+            self.denied = false;
+            if self.short_cut && self.next.is_some_and(|next| next <= opened) {
+                self.state = State::Looking(opened);
+                return Heard::Look(opened);
+            }
+            self.short_cut = false;
             self.state = State::Open;
             self.next.get_or_insert(opened.next());
-            self.denied = false;
             let first = !std::mem::replace(&mut self.announced, true);
             return Heard::Told(Vec::from_iter(first.then_some(Update::Open(opened))));
+        }
+        if let State::Looking(_) = self.state {
+            self.parts.extend(answer.events);
+            return Heard::Told(Vec::new());
         }
         if self.state != State::Open {
             // Of the time before it was asked for anew.
@@ -165,6 +194,27 @@ impl Following {
         }
         let parts = std::mem::take(&mut self.parts);
         Heard::Told(self.tell(&parts))
+    }
+
+    /// What was found at the index that was to be looked at; `None` if nothing can be told. Whether
+    /// the watch is whole now, and what is told then; if not it is to be asked for anew.
+    pub(super) fn looked(&mut self, at: Index, created: Option<Index>) -> Option<Vec<Update>> {
+        if self.state != State::Looking(at) {
+            // The stream has ended meanwhile, and the next was asked.
+            return Some(Vec::new());
+        }
+        self.short_cut = false;
+        let parts = std::mem::take(&mut self.parts);
+        if created.is_none() || created >= self.next {
+            self.state = State::Asked;
+            return None;
+        }
+        self.state = State::Open;
+        self.next = Some(at.next());
+        let first = !std::mem::replace(&mut self.announced, true);
+        let mut told = Vec::from_iter(first.then_some(Update::Open(at)));
+        told.extend(self.tell(&parts));
+        Some(told)
     }
 
     fn quiet_up_to(&mut self, at: Index) -> Option<Update> {
@@ -347,6 +397,49 @@ mod tests {
         ]));
         assert_eq!(told(heard), ["6 del /a/z"]);
         assert!(told(it.hear(events(&[(1, "/a-b", 8)]))).is_empty());
+        assert_eq!(it.ask(1).unwrap().start_revision, 9);
+    }
+
+    fn waiting_since(from: u64) -> Following {
+        let mut it = Following::new(Watch::node(key("/a")).from(at(from)).deletes_only());
+        assert_eq!(it.ask(1).unwrap().start_revision, 0, "from now on");
+        it
+    }
+
+    #[test]
+    fn a_key_that_was_there_all_the_while_is_watched_from_now_on() {
+        let mut it = waiting_since(5);
+        assert!(matches!(it.hear(created(8)), Heard::Look(opened) if opened == at(8)));
+        assert!(told(it.hear(events(&[(1, "/a", 9)]))).is_empty());
+        let whole = it.looked(at(8), Some(at(4))).unwrap();
+        assert_eq!(told(Heard::Told(whole)), ["open 8", "9 del /a"]);
+        assert_eq!(it.ask(1).unwrap().start_revision, 10);
+    }
+
+    #[test]
+    fn a_key_that_may_have_gone_meanwhile_is_watched_from_the_index() {
+        for found in [None, Some(at(5)), Some(at(7))] {
+            let mut it = waiting_since(5);
+            it.hear(created(8));
+            it.hear(events(&[(1, "/a", 9)]));
+            assert!(it.looked(at(8), found).is_none(), "{found:?}");
+            assert_eq!(it.ask(1).unwrap().start_revision, 5);
+            assert_eq!(told(it.hear(created(9))), ["open 9"]);
+            let heard = it.hear(events(&[(1, "/a", 6), (1, "/a", 9)]));
+            assert_eq!(told(heard), ["6 del /a", "9 del /a"]);
+        }
+    }
+
+    #[test]
+    fn what_is_found_for_a_stream_that_has_ended_counts_no_more() {
+        let mut it = waiting_since(5);
+        it.hear(created(8));
+        assert_eq!(it.ask(1).unwrap().start_revision, 0);
+        assert_eq!(it.looked(at(8), Some(at(4))), Some(Vec::new()));
+        assert!(matches!(it.hear(created(9)), Heard::Look(opened) if opened == at(9)));
+        // Nothing was written since: nothing needs to be looked at.
+        let mut it = waiting_since(9);
+        assert_eq!(told(it.hear(created(8))), ["open 8"]);
         assert_eq!(it.ask(1).unwrap().start_revision, 9);
     }
 

@@ -155,6 +155,7 @@ where
         failure
     }
 
+    #[allow(clippy::useless_conversion)] // without TLS the connector's error is another
     async fn connect(&self, endpoint: &Endpoint) -> Result<Channel<B>, Failure> {
         let broken = self.broken(Moment::Handshake, true);
         let uri = Uri::builder()
