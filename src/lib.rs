@@ -21,6 +21,7 @@
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
+//! | `tenure::etcd3` | `watches interrupted` (`watches`, `error`) |
 //! | `tenure::etcd2` | `watch interrupted`, `resync interrupted` (`key`, `error`), `discovered` (`domain`, `endpoints`); `warn`: the members' clocks differ by more than `max_skew` (`spread`, `ahead`, `behind`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]

@@ -88,6 +88,13 @@ async fn a_user_is_asked_for_known_and_kept_in_bounds() {
     let mut updates = team.watch(Watch::node(key("/k")));
     let error = next(&mut updates).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    let stranger = Etcd3::builder(etcd.url())
+        .user("team", "wrong")
+        .build()
+        .unwrap();
+    let mut updates = stranger.watch(Watch::node(key("/team/k")));
+    let error = next(&mut updates).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
 }
 
 #[tokio::test]

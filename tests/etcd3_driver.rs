@@ -153,10 +153,33 @@ async fn a_lock_costs_two_proposals_and_two_calls() {
 async fn a_lease_that_is_granted_again_is_ours_and_lives_anew() {
     let etcd = quiet();
     let store = open(&etcd);
-    for _ in 0..2 {
-        let granted = store.grant(Grant::new(lease(7), secs(5))).await.unwrap();
-        assert_eq!(granted.ttl, secs(5), "whole seconds, as the server granted");
+    let left = || {
+        let (_, answer) = etcd
+            .json("POST", "/v3/lease/timetolive", r#"{"ID":"7"}"#)
+            .unwrap();
+        let ttl = answer.split("\"TTL\":\"").nth(1).unwrap();
+        ttl.split('"').next().unwrap().parse::<u64>().unwrap()
+    };
+    let grant = async || {
+        let granted = store.grant(Grant::new(lease(7), secs(30))).await.unwrap();
+        assert_eq!(
+            granted.ttl,
+            secs(30),
+            "whole seconds, as the server granted"
+        );
+    };
+    grant().await;
+    let clock = Clock::boot();
+    let deadline = clock.now() + Duration::from_secs(10);
+    while left() > 28 {
+        assert!(!clock.has_passed(deadline), "its term runs");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    grant().await;
+    assert!(
+        left() > 28,
+        "a term counts from the grant that was answered"
+    );
     store.revoke(lease(7)).await.unwrap();
     let gone = Renew::new(lease(7), Clock::boot().now(), Vec::new());
     let error = store.renew(gone).await.unwrap_err();

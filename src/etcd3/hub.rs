@@ -232,6 +232,19 @@ enum Left {
     /// The store is gone.
     Done,
     Trouble(Error),
+    /// Nobody will serve these watches.
+    Over(Error),
+}
+
+/// What an error of a stream means for all its watches.
+fn left(trouble: Trouble, endpoint: &Endpoint) -> Left {
+    let over = matches!(&trouble, Trouble::Refused(judged) if judged.next == Next::Final);
+    let error = trouble.into_error(&endpoint.origin);
+    if over && error.kind() != ErrorKind::Protocol {
+        Left::Over(error)
+    } else {
+        Left::Trouble(error)
+    }
 }
 
 /// What a stream is asked, and what it has not answered yet.
@@ -282,6 +295,7 @@ impl Run {
             match self.stream(&endpoint).await {
                 Left::Idle => self.settled(),
                 Left::Done => return,
+                Left::Over(error) => self.end_all(&error),
                 Left::Trouble(error) => {
                     let now = self.wire.runtime.clock.now();
                     self.wire.endpoints.failed(&endpoint, now);
@@ -313,7 +327,7 @@ impl Run {
         let opening = wire.stream::<WatchRequest, WatchResponse>(WATCH, requests, endpoint);
         let (answers, channel) = match opening.await {
             Ok(opened) => opened,
-            Err(trouble) => return Left::Trouble(trouble.into_error(&endpoint.origin)),
+            Err(trouble) => return left(trouble, endpoint),
         };
         let left = self.listen(answers, &mut asks, (endpoint, &channel)).await;
         if matches!(left, Left::Trouble(_)) {
@@ -367,7 +381,7 @@ impl Run {
                         {
                             wire.auth.forget_any();
                         }
-                        return Left::Trouble(trouble.into_error(&endpoint.origin));
+                        return left(trouble, endpoint);
                     }
                 },
                 Some((id, at, created)) = self.looks.next() => self.looked(id, at, created, asks),

@@ -82,7 +82,7 @@ impl Keeper {
                 Err(Trouble::Failure(Failure::new(true, reason)))
             }),
             () = wire.runtime.clock.sleep_until(limits.answer) => {
-                self.drop(&stream);
+                self.leave(&stream);
                 let reason = "a renewal was not answered".to_owned();
                 Err(Trouble::Failure(Failure::new(true, reason)))
             }
@@ -109,7 +109,8 @@ impl Keeper {
         (stream, answer)
     }
 
-    fn drop(&self, stream: &Arc<Stream>) {
+    /// The next renewal gets another stream.
+    fn leave(&self, stream: &Arc<Stream>) {
         let mut slot = self.lock();
         if slot.as_ref().is_some_and(|it| Arc::ptr_eq(it, stream)) {
             *slot = None;

@@ -397,12 +397,12 @@ impl Wire {
 
     fn understood<R: Headed>(&self, body: R, endpoint: &Endpoint) -> Result<Reply<R>> {
         let place = |error: Error| error.on(&*endpoint.origin);
-        let header = body.header().copied().unwrap_or_default();
-        self.check_cluster(&header).map_err(place)?;
-        let Some(index) = index(header.revision) else {
+        let told = body.header().and_then(|it| Some((it, index(it.revision)?)));
+        let Some((header, index)) = told else {
             let text = "the answer names no revision: is this an etcd v3 endpoint?";
             return Err(place(Error::new(ErrorKind::Protocol, text)));
         };
+        self.check_cluster(header).map_err(place)?;
         self.seen.fetch_max(index.get(), Ordering::AcqRel);
         Ok(Reply {
             index,
