@@ -37,6 +37,7 @@ mod line;
 mod proto;
 mod read;
 mod rpc;
+mod stream;
 mod txn;
 mod watch;
 mod write;
