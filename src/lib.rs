@@ -2,7 +2,9 @@
 //!
 //! # Finding your way
 //! * [`Client`] is where to start: it opens a store and makes recipes.
-//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost.
+//! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost; and so
+//!   have [`recipes::multi_lock`], [`recipes::election`], [`recipes::semaphore`], [`recipes::queue`]
+//!   and [`recipes::cache`].
 //! * [`store`] is the trait that every store implements; [`embedded`], [`etcd2`] and [`etcd3`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
@@ -15,9 +17,14 @@
 //!
 //! | target | events and fields |
 //! |---|---|
-//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet`, `not rewritten yet` and `not announced` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
+//! | `tenure::election` | `elected`, `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
+//! | `tenure::election` | `elected` (`key`, `token`), `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
+//! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |
 //! | `tenure::line` | `append unanswered`, `release failed`, `cannot see the line` (`dir`, `error`); `warn`: an intruder (`dir`, `ticket`) |
+//! | `tenure::queue` | `claimed`, `taken over` (`claim`), `a job failed` (`id`, `attempt`, `reason`), `not claimed`, `not given back` (`id`, `error`), `push failed` (`jobs`, `error`), `registering anew` (`root`, `loss`), `not tidied yet`, `a delivery was lost` (`error`); `warn`: what is no state of a job (`key`), a job that cannot be claimed (`error`) |
+//! | `tenure::cache` | `warn`: `bad value` (`key`, `error`, `cause`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
@@ -55,10 +62,23 @@ pub use client::{Client, ClientBuilder, Shutdown, StoreUrl};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Index, Key, LeaseId, Name, Position, Sequence, Tag, Ttl};
 pub use recipes::by_hand::{AcquireByHand, HandLock};
+pub use recipes::cache::{
+    Cache, CacheBuilder, CacheSource, CacheState, Change, Changed, Changes, Diff, Snapshot,
+};
+pub use recipes::contender::Contender;
+pub use recipes::election::{Campaign, Election, Leader};
 pub use recipes::guard::{Hold, LockGuard};
+pub use recipes::leadership::Leadership;
 pub use recipes::lock::{Acquire, Lock};
-pub use recipes::queue::{JobId, Priority, Queue};
-pub use session::{HoldState, Loss, SessionState};
+pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
+pub use recipes::observe::Leaders;
+pub use recipes::queue::{
+    Batch, Claimant, Consumer, Delivery, Job, JobId, JobInfo, JobState, Priority, Push, Pushed,
+    Queue, Stats, Worker,
+};
+pub use recipes::revocation::Revocation;
+pub use recipes::semaphore::{AcquirePermit, Permit, Semaphore};
+pub use session::{HoldState, Loss, SessionState, Who};
 pub use store::{Store, StoreExt};
 pub use watcher::{Follow, Watcher};
 

@@ -101,7 +101,7 @@ async fn a_renewal_costs_what_its_docs_say() {
     lock.acquire().await.unwrap();
     let requests = || {
         let (puts, gets) = (
-            Match::method("PUT"),
+            Match::method("PUT").and_path("customer1"),
             Match::method("GET").and_path("quorum"),
         );
         (proxy.count(&puts), proxy.count(&gets))

@@ -197,7 +197,7 @@ async fn a_late_refresh_is_refused_and_never_moves_the_expiry_back() {
     let proxy = proxy(&server).await;
     let (a, b) = (client(&proxy.url()), client(&server.url()));
     let guard = a.lock("a").acquire().await.unwrap();
-    let refresh = || Match::method("PUT");
+    let refresh = || Match::method("PUT").and_path("_locks");
     let mut held = proxy.hold(refresh());
     held.arrived().await;
     let deadline = guard.deadline().unwrap();
@@ -234,7 +234,8 @@ async fn a_refresh_whose_reply_is_lost_is_found_out_and_counted_from_its_send() 
     let a = client(&proxy.url());
     let guard = a.lock("a").acquire().await.unwrap();
     for sees in [Sees::Hangs, Sees::IsClosed] {
-        proxy.inject(Match::method("PUT"), Fault::LoseReply(sees));
+        let refresh = Match::method("PUT").and_path("_locks");
+        proxy.inject(refresh, Fault::LoseReply(sees));
         eventually("the fault", TTL, || async { proxy.pending_faults() == 0 }).await;
         let deadline = guard.deadline().unwrap();
         let renewed = || async { guard.deadline().is_some_and(|now| now > deadline) };

@@ -8,7 +8,9 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::store::{Expiry, Scope, Watch};
 use tenure::{
-    Acquire, Client, Error, Follow, HandLock, Key, Lock, LockGuard, Store, StoreExt, Watcher,
+    Acquire, AcquirePermit, Cache, CacheBuilder, Campaign, Change, Changes, Client, Contender,
+    Election, Error, Follow, HandLock, Key, Leader, Leadership, Lock, LockGuard, MultiGuard,
+    MultiLock, Permit, Revocation, Semaphore, Store, StoreExt, Watcher, Who,
 };
 
 fn shared<T: ?Sized + Send + Sync + 'static>() {}
@@ -21,7 +23,23 @@ fn types_are_send_and_sync() {
     shared::<Acquire>();
     shared::<LockGuard>();
     shared::<HandLock>();
+    shared::<Election>();
+    shared::<Campaign>();
+    shared::<Leadership>();
+    shared::<Leader>();
+    shared::<Contender>();
+    shared::<MultiLock>();
+    shared::<MultiGuard>();
+    shared::<Revocation>();
+    shared::<Who>();
+    shared::<Semaphore>();
+    shared::<AcquirePermit>();
+    shared::<Permit>();
     shared::<Follow>();
+    shared::<Cache<String>>();
+    shared::<CacheBuilder>();
+    shared::<Change<String>>();
+    shared::<tenure::Snapshot<String>>();
     shared::<Error>();
     shared::<Embedded>();
     shared::<dyn Store>();
@@ -89,6 +107,7 @@ async fn futures_are_send() {
     sent(&client.store().node(&key));
     let guard = lock.acquire().await.unwrap();
     sent(&guard.lost());
+    sent(&guard.revocation());
     sent(&guard.run(std::future::ready(())));
     sent(&guard.put(&key, "", tenure::store::Expiry::Never));
     sent(&guard.delete(&key));
@@ -98,8 +117,47 @@ async fn futures_are_send() {
     sent(&store.pop(&key));
     sent(&store.append_value(&key, "".into(), Expiry::Never));
     sent(&store.wait(Watch::node(key.clone())));
+    sent(&lock.contenders());
+    sent(&lock.request_release(""));
+    sent(&client.who(1));
+    let locks = client.lock_all(["a", "b"]);
+    sent(&locks.acquire().timeout(Duration::ZERO).into_future());
+    sent(&locks.try_acquire());
+    let guards = locks.acquire().await.unwrap();
+    sent(&guards.lost());
+    sent(&guards.run(std::future::ready(())));
+    sent(&guards.release());
+    let election = client.election("a");
+    sent(&election.campaign("").timeout(Duration::ZERO).into_future());
+    sent(&election.try_campaign(""));
+    sent(&election.leader());
+    sent(&election.observe());
+    let owned = String::from("owned");
+    let work = async move |leadership: &Leadership| {
+        let (borrowed, text): (&str, &'static str) = (&owned, "static");
+        leadership.proclaim(text).await?;
+        leadership.proclaim(borrowed.to_owned()).await
+    };
+    sent(&election.lead("", work));
+    let leadership = election.campaign("").await.unwrap();
+    sent(&leadership.proclaim(""));
+    sent(&leadership.resign());
     let watcher: Watcher = client.follow(&key, Scope::Tree);
     sent(&watcher);
+    let semaphore = client.semaphore("a").permits(2);
+    sent(&semaphore.acquire().weight(2).into_future());
+    sent(&semaphore.try_acquire());
+    sent(&semaphore.resize(3));
+    sent(&semaphore.limit());
+    sent(&semaphore.contenders());
+    sent(&semaphore.holders());
+    sent(&semaphore.acquire().await.unwrap().release());
+    let cache = client.cache("/k").start().unwrap();
+    sent(&cache.synced());
+    sent(&cache.caught_up_to(tenure::Index::MIN));
+    let mut changes: Changes<bytes::Bytes> = cache.changes();
+    sent(&changes);
+    sent(&futures_util::StreamExt::next(&mut changes));
     let mut by_hand = client.get_lock("a", Duration::from_secs(60));
     sent(&by_hand.acquire().timeout(Duration::ZERO).into_future());
     sent(&by_hand.try_acquire());

@@ -179,7 +179,7 @@ async fn what_will_not_pass_is_the_last_item() {
             .await
             .expect("an item");
         match item {
-            Some(Ok(Follow::Interrupted(_))) => {}
+            Some(Ok(Follow::Interrupted(_) | Follow::Resumed(_))) => {}
             Some(Err(error)) => break error,
             other => panic!("{other:?}"),
         }

@@ -118,7 +118,7 @@ async fn a_restarted_server_is_followed_on_and_another_cluster_is_not() {
             .await
             .expect("an item")
         {
-            Some(Ok(Follow::Interrupted(_))) => {}
+            Some(Ok(Follow::Interrupted(_) | Follow::Resumed(_))) => {}
             Some(Err(error)) => break error,
             other => panic!("{other:?}"),
         }

@@ -1,28 +1,35 @@
 //! The client: one store, its sessions, its janitor, and the recipes that use them.
 
+mod builder;
 #[cfg(feature = "etcd2")]
 mod by_hand;
+mod shared;
+mod shutdown;
 mod url;
 
+pub use builder::ClientBuilder;
+pub(crate) use builder::Reopen;
+pub(crate) use shared::{Core, Keep};
+pub use shutdown::Shutdown;
 pub use url::StoreUrl;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key, LeaseId, Name, Tag, Ttl};
+use crate::error::Result;
+use crate::key::{Key, Name};
 use crate::recipes::by_hand::HandLock;
-use crate::recipes::line::Lines;
+use crate::recipes::cache::CacheBuilder;
+use crate::recipes::election::Election;
 use crate::recipes::lock::Lock;
+use crate::recipes::multi_lock::MultiLock;
 use crate::recipes::queue::Queue;
-use crate::runtime::{Runtime, Tasks};
-use crate::session::{Janitor, OwnSession, Session, SessionState, new_lease};
-use crate::store::{Layout, Scope, Store};
+use crate::recipes::semaphore::Semaphore;
+use crate::runtime::Runtime;
+use crate::session::{Session, SessionState, Who, sessions};
+use crate::store::{Get, Node, Scope, Store};
 use crate::watcher::Watcher;
 
 /// A handle on a store, from which recipes are made. Cloning is cheap and shares everything.
@@ -47,34 +54,16 @@ pub struct Client {
     core: Arc<Core>,
 }
 
-/// What a client's recipes share.
-pub(crate) struct Core {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) layout: Layout,
-    pub(crate) runtime: Runtime,
-    pub(crate) lines: Arc<Lines>,
-    pub(crate) janitor: Janitor,
-    tasks: Tasks,
-    ttl: Ttl,
-    sessions: Mutex<BTreeMap<Ttl, Session>>,
-    /// Closes the sessions that belong to one lock each.
-    own: Mutex<Vec<CancellationToken>>,
-    closed: AtomicBool,
-    seen: AtomicU64,
-    /// The name under which jobs are pushed, and the nonce of the last.
-    producer: (LeaseId, Mutex<u64>),
-}
-
 impl Client {
     /// Connects to the store that a URL names, and checks that it answers.
     ///
     /// [`StoreUrl`] has the forms of URLs.
     ///
     /// # Errors
-    /// [`InvalidOptions`](ErrorKind::InvalidOptions) for a URL of another form; what the first
-    /// request failed with: [`Unreachable`](ErrorKind::Unreachable),
-    /// [`Unsupported`](ErrorKind::Unsupported) (v2 is switched off),
-    /// [`Protocol`](ErrorKind::Protocol) (that is no etcd), [`Unauthorized`](ErrorKind::Unauthorized).
+    /// [`InvalidOptions`](crate::ErrorKind::InvalidOptions) for a URL of another form; what the first
+    /// request failed with: [`Unreachable`](crate::ErrorKind::Unreachable),
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) (v2 is switched off),
+    /// [`Protocol`](crate::ErrorKind::Protocol) (that is no etcd), [`Unauthorized`](crate::ErrorKind::Unauthorized).
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing.
@@ -91,8 +80,36 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future leaves nothing.
     pub async fn connect_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
-        let store = StoreUrl::parse(url.as_ref())?.open(&runtime).await?;
-        Ok(Self::builder(store).runtime(runtime).build())
+        let url = StoreUrl::parse(url.as_ref())?;
+        let store = url.open(&runtime).await?;
+        Ok(Self::builder(store).reopen_from(url, runtime).build())
+    }
+
+    /// A client of the store that a URL names, without asking it anything yet: as
+    /// [`connect`](Self::connect), for a service that has to start while the store is down.
+    ///
+    /// # Errors
+    /// [`InvalidOptions`](crate::ErrorKind::InvalidOptions) for a URL of another form, or files that it
+    /// names and that cannot be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the client's tasks live there.
+    pub fn open(url: impl AsRef<str>) -> Result<Self> {
+        Self::open_with(url, Runtime::default())
+    }
+
+    /// As [`open`](Self::open), with this clock and these random numbers: see
+    /// [`connect_with`](Self::connect_with).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open_with(url: impl AsRef<str>, runtime: Runtime) -> Result<Self> {
+        let url = StoreUrl::parse(url.as_ref())?;
+        let store = url.store(&runtime)?;
+        Ok(Self::builder(store).reopen_from(url, runtime).build())
     }
 
     /// A client of this store, without asking it anything yet.
@@ -105,16 +122,16 @@ impl Client {
 
     /// A client of this store, with options.
     pub fn builder(store: impl Store) -> ClientBuilder {
-        ClientBuilder {
-            store: Arc::new(store),
-            ttl: Ttl::DEFAULT,
-            runtime: Runtime::default(),
-        }
+        ClientBuilder::new(store)
     }
 
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.core.store
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.core.runtime
     }
 
     /// The lock of this name. A bad name is reported by the first acquire.
@@ -130,6 +147,25 @@ impl Client {
     /// contenders exclusion rests on the fencing token alone.
     pub fn raw_lock(&self, key: impl AsRef<str>) -> Lock {
         Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
+    }
+
+    /// All locks of these names at once: see [`multi_lock`](crate::recipes::multi_lock). A bad name,
+    /// a name given twice, or none at all is reported by the first acquire.
+    pub fn lock_all<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> MultiLock {
+        let names = names.into_iter().map(|name| name.as_ref().to_owned());
+        MultiLock::new(self, names.collect())
+    }
+
+    /// The election of this name. A bad name is reported by the first use.
+    pub fn election(&self, name: impl AsRef<str>) -> Election {
+        let dir =
+            Name::new(name).and_then(|name| Key::root().join("_elections")?.join(name.segment()));
+        Election::new(self.core.clone(), dir, self.core.ttl)
+    }
+
+    /// The election whose candidates lie directly below this key, whatever made the key.
+    pub fn raw_election(&self, key: impl AsRef<str>) -> Election {
+        Election::new(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
     /// The lock of this name to be taken and given back by hand, as python-etcd has it: one object
@@ -158,12 +194,27 @@ impl Client {
         Queue::raw(self.core.clone(), Key::new(key), self.core.ttl)
     }
 
+    /// The semaphore of this name. A bad name is reported by the first acquire.
+    pub fn semaphore(&self, name: impl AsRef<str>) -> Semaphore {
+        let root =
+            Name::new(name).and_then(|name| Key::root().join("_semaphores")?.join(name.segment()));
+        Semaphore::new(self.core.clone(), root, self.core.ttl)
+    }
+
     /// Follows a key, alone or with all below it: what is there now, and every change from then on.
     /// See [`watcher`](crate::watcher) for what is promised.
     ///
     /// Belongs to whoever polls it: a [`shutdown`](Self::shutdown) does not end it.
     pub fn follow(&self, key: &Key, scope: Scope) -> Watcher {
         Watcher::new(self.store().clone(), key.clone(), scope, &self.core.runtime)
+    }
+
+    /// A copy of all keys below this one, always at hand: see [`cache`](crate::recipes::cache) for
+    /// what is promised.
+    ///
+    /// A bad key is reported by [`CacheBuilder::start`].
+    pub fn cache(&self, prefix: impl AsRef<str>) -> CacheBuilder {
+        CacheBuilder::new(self.core.feeds.clone(), Key::new(prefix))
     }
 
     /// What the session that recipes share by default is doing; `None` before its first use. Locks
@@ -175,6 +226,42 @@ impl Client {
         self.core.sessions().get(&self.core.ttl).map(Session::state)
     }
 
+    /// Whose session this is ([`Contender::session`](crate::recipes::contender::Contender::session)), read linearizably. `None` when it has ended,
+    /// or is too young to have said so: a session is announced once something of it has stood in
+    /// line or been held for 250 ms, or when it campaigns.
+    ///
+    /// It is what the session says of itself, for people to read.
+    ///
+    /// # Errors
+    /// Those of every read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn who(&self, session: u64) -> Result<Option<Who>> {
+        let key = sessions()?.join(&format!("{session:016x}"))?;
+        let view = self.core.store.get(Get::node(key)).await;
+        let view = view.map_err(|error| error.during("who"))?;
+        Ok(view.nodes.first().and_then(|node| Who::parse(&node.value)))
+    }
+
+    /// All sessions that have [announced](Self::who) themselves, by their number, in one
+    /// linearizable read.
+    ///
+    /// # Errors
+    /// Those of every read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn sessions(&self) -> Result<BTreeMap<u64, Who>> {
+        let view = self.core.store.get(Get::children(sessions()?)).await;
+        let view = view.map_err(|error| error.during("sessions"))?;
+        let read = |node: &Node| {
+            let session = u64::from_str_radix(node.key.name(), 16).ok()?;
+            Some((session, Who::parse(&node.value)?))
+        };
+        Ok(view.nodes.iter().filter_map(read).collect())
+    }
+
     /// Returns once everything that was given up (dropped guards, cancelled acquires) has been
     /// taken back or left to its time-to-live.
     ///
@@ -183,193 +270,6 @@ impl Client {
     pub async fn idle(&self) {
         self.core.janitor.idle().await;
     }
-
-    /// Ends the client: refuses new work, revokes the sessions (which deletes what hangs on them),
-    /// finishes what was given up, and waits for the tasks, for at most `deadline`.
-    ///
-    /// Guards that are still held are lost: release them first.
-    ///
-    /// # Cancel safety
-    /// Dropping the future stops the waiting; the shutdown goes on as far as tasks still run.
-    pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
-        let core = &self.core;
-        let limit = core.runtime.clock.now() + deadline;
-        core.closed.store(true, Ordering::Release);
-        // First, because it frees most: clean-ups can take all the time there is.
-        for session in std::mem::take(&mut *core.sessions()).into_values() {
-            session.close();
-        }
-        for closer in std::mem::take(&mut *core.own()) {
-            closer.cancel();
-        }
-        tokio::select! {
-            biased;
-            () = core.janitor.idle() => {}
-            // The last eighth is for the tasks to end.
-            () = core.runtime.clock.sleep_until(limit - deadline / 8) => {}
-        }
-        core.janitor.stop();
-        tokio::select! {
-            biased;
-            () = core.tasks.ended() => {}
-            () = core.runtime.clock.sleep_until(limit) => {}
-        }
-        Shutdown {
-            left_to_ttl: core.janitor.left() + core.janitor.open(),
-            tasks_left: core.tasks.len(),
-        }
-    }
-}
-
-/// What a [shutdown](Client::shutdown) could not finish in its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Shutdown {
-    /// Tickets that the server will remove at the end of their time-to-live, since the client
-    /// was made.
-    pub left_to_ttl: usize,
-    /// Background tasks that still run: those of guards and pending acquires.
-    pub tasks_left: usize,
-}
-
-/// Options of a [`Client`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until `build`"]
-pub struct ClientBuilder {
-    store: Arc<dyn Store>,
-    ttl: Ttl,
-    runtime: Runtime,
-}
-
-impl ClientBuilder {
-    /// The time-to-live that recipes use unless they say otherwise: how long after its holder's
-    /// death a lock can stay taken. Default 10 s; 1 s to 24 h; below 5 s a warning is traced.
-    pub fn ttl(mut self, ttl: Ttl) -> Self {
-        self.ttl = ttl;
-        self
-    }
-
-    /// The clock and the random numbers; by default the operating system's.
-    pub fn runtime(mut self, runtime: Runtime) -> Self {
-        self.runtime = runtime;
-        self
-    }
-
-    /// Makes the client.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime: the client's tasks live there.
-    pub fn build(self) -> Client {
-        let Self {
-            store,
-            ttl,
-            runtime,
-        } = self;
-        let tasks = Tasks::here();
-        let core = Core {
-            layout: store.about().layout,
-            producer: (new_lease(&runtime.entropy), Mutex::default()),
-            lines: Lines::new(store.clone(), runtime.clone(), tasks.clone()),
-            janitor: Janitor::start(store.clone(), runtime.clone(), &tasks),
-            store,
-            runtime,
-            tasks,
-            ttl,
-            sessions: Mutex::default(),
-            own: Mutex::default(),
-            closed: AtomicBool::new(false),
-            seen: AtomicU64::new(0),
-        };
-        Client {
-            core: Arc::new(core),
-        }
-    }
-}
-
-/// Which session keeps something alive.
-#[derive(Clone, Debug)]
-pub(crate) enum Keep {
-    /// The one that everything of this time-to-live shares.
-    Shared(Ttl),
-    /// One that belongs to one lock.
-    Own(Arc<OwnSession>),
-}
-
-impl Keep {
-    pub(crate) fn ttl(&self) -> Ttl {
-        match self {
-            Self::Shared(ttl) => *ttl,
-            Self::Own(own) => own.ttl(),
-        }
-    }
-}
-
-impl Core {
-    /// The session that keeps this alive; a new one if there is none or it is over.
-    pub(crate) fn session(&self, keep: &Keep) -> Result<Session> {
-        let ttl = match keep {
-            Keep::Shared(ttl) => *ttl,
-            Keep::Own(own) => return own.get(|ttl| self.own_session(ttl)),
-        };
-        let mut sessions = self.sessions();
-        // With the lock held: a shutdown that comes now finds what is put in below.
-        self.open()?;
-        if let Some(session) = sessions.get(&ttl).filter(|session| !session.is_over()) {
-            return Ok(session.clone());
-        }
-        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
-        sessions.insert(ttl, session.clone());
-        Ok(session)
-    }
-
-    fn own_session(&self, ttl: Ttl) -> Result<Session> {
-        let mut own = self.own();
-        // With the lock held, as above.
-        self.open()?;
-        let session = Session::start(self.store.clone(), self.runtime.clone(), ttl, &self.tasks);
-        own.retain(|closer| !closer.is_cancelled());
-        own.push(session.closer());
-        Ok(session)
-    }
-
-    /// A tag that nothing else has, of what hangs on no session. They rise.
-    pub(crate) fn job_tag(&self) -> Tag {
-        let (name, last) = &self.producer;
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Tag::next_nonce(*last, self.runtime.clock.wall(), self.runtime.entropy.u64());
-        Tag::new(*name, *last)
-    }
-
-    /// An error if the client was shut down.
-    pub(crate) fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, "the client was shut down"));
-        }
-        Ok(())
-    }
-
-    /// Remembers that the store has reached this index.
-    pub(crate) fn saw(&self, index: Index) {
-        self.seen.fetch_max(index.get(), Ordering::AcqRel);
-    }
-
-    /// Forgets it: the store is another, or was restored from a backup.
-    pub(crate) fn forget_seen(&self) {
-        self.seen.store(0, Ordering::Release);
-    }
-
-    /// The latest index that this client knows of.
-    pub(crate) fn seen(&self) -> Option<Index> {
-        Index::new(self.seen.load(Ordering::Acquire))
-    }
-
-    fn own(&self) -> MutexGuard<'_, Vec<CancellationToken>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sessions(&self) -> MutexGuard<'_, BTreeMap<Ttl, Session>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Client {
@@ -377,14 +277,6 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("store", &self.core.store)
             .field("ttl", &self.core.ttl)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Core {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core")
-            .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }

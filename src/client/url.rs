@@ -151,48 +151,87 @@ impl StoreUrl {
     /// Dropping the future leaves nothing.
     pub async fn open(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
         let store: Arc<dyn Store> = match self.scheme {
-            Scheme::Embedded => Arc::new(Embedded::builder().runtime(runtime.clone()).build()),
+            Scheme::Embedded => return self.store(runtime),
             Scheme::Etcd2 { .. } => self.open_etcd2(runtime).await?,
             Scheme::Etcd3 { .. } => self.open_etcd3(runtime).await?,
         };
-        Ok(match &self.prefix {
+        Ok(self.prefixed(store))
+    }
+
+    /// The store, without asking it anything yet.
+    ///
+    /// # Errors
+    /// As [`Client::open`](crate::Client::open).
+    pub fn store(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let store: Arc<dyn Store> = match self.scheme {
+            Scheme::Embedded => Arc::new(Embedded::builder().runtime(runtime.clone()).build()),
+            Scheme::Etcd2 { .. } => self.made_etcd2(runtime)?,
+            Scheme::Etcd3 { .. } => self.made_etcd3(runtime)?,
+        };
+        Ok(self.prefixed(store))
+    }
+
+    fn prefixed(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        match &self.prefix {
             Some(prefix) => Arc::new(Prefixed::new(store, prefix.clone())),
             None => store,
-        })
+        }
     }
 
     #[cfg(feature = "etcd2")]
     async fn open_etcd2(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let store = self.made_etcd2(runtime)?;
+        store.probe().await?;
+        Ok(store)
+    }
+
+    #[cfg(feature = "etcd2")]
+    fn made_etcd2(&self, runtime: &Runtime) -> Result<Arc<crate::etcd2::Etcd2>> {
         let builder = self.etcd2().map(|it| it.runtime(runtime.clone()));
         let Some(builder) = builder else {
             let text = "this is no URL of an etcd";
             return Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"));
         };
         let store = builder.build().map_err(|it| it.during("connect"))?;
-        store.probe().await?;
         Ok(Arc::new(store))
     }
 
     #[cfg(not(feature = "etcd2"))]
-    async fn open_etcd2(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
+    async fn open_etcd2(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        self.made_etcd2(runtime)
+    }
+
+    #[cfg(not(feature = "etcd2"))]
+    fn made_etcd2(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
         let text = "this program was built without the feature `etcd2`";
         Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
     }
 
     #[cfg(feature = "etcd3")]
     async fn open_etcd3(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let store = self.made_etcd3(runtime)?;
+        store.probe().await?;
+        Ok(store)
+    }
+
+    #[cfg(feature = "etcd3")]
+    fn made_etcd3(&self, runtime: &Runtime) -> Result<Arc<crate::etcd3::Etcd3>> {
         let builder = self.etcd3().map(|it| it.runtime(runtime.clone()));
         let Some(builder) = builder else {
             let text = "this is no URL of an etcd v3";
             return Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"));
         };
         let store = builder.build().map_err(|it| it.during("connect"))?;
-        store.probe().await?;
         Ok(Arc::new(store))
     }
 
     #[cfg(not(feature = "etcd3"))]
-    async fn open_etcd3(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
+    async fn open_etcd3(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        self.made_etcd3(runtime)
+    }
+
+    #[cfg(not(feature = "etcd3"))]
+    fn made_etcd3(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
         let text = "this program was built without the feature `etcd3`";
         Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
     }

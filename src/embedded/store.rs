@@ -1,15 +1,14 @@
 //! The core seen through the [`Store`] trait.
 
 use std::ops::Bound;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
 use super::Embedded;
-use super::core::{Action, Age, Code, Core, Event, Interest, Node, NotCommitted, Refusal};
-use super::watch::Events;
+use super::core::{Action, Age, Code, Core, Interest, Node, NotCommitted, Refusal};
+use super::watch::{Events, Told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Ttl};
 use crate::store::{
@@ -114,7 +113,7 @@ impl Store for Embedded {
             }
             Ok((index, events)) => stream::once(async move { Ok(Update::Open(index)) })
                 .chain(events.map(move |next| match next {
-                    Ok((event, age)) => Ok(Update::Event(report(&event, age))),
+                    Ok(told) => Ok(Update::Event(report(&told))),
                     Err(refusal) => Err(error(&refusal, "watch", &key)),
                 }))
                 .boxed(),
@@ -264,15 +263,16 @@ fn project(node: &Node, age: Age) -> StoreNode {
         .with_lease(node.lease)
 }
 
-fn report(event: &Arc<Event>, age: Age) -> StoreEvent {
+fn report(told: &Told) -> StoreEvent {
+    let Told { event, more, age } = told;
     let change = if event.action.removes() {
         Change::Delete {
             expired: event.action == Action::Expire,
         }
     } else {
-        Change::Put(project(&event.node, age))
+        Change::Put(project(&event.node, *age))
     };
-    StoreEvent::new(event.index(), event.node.key.clone(), change)
+    StoreEvent::new(event.index(), event.node.key.clone(), change).and_more(*more)
 }
 
 /// A term of a lease; it was a [`Ttl`] when it was granted.

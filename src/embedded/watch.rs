@@ -16,6 +16,15 @@ use super::core::{Age, Event, Interest, Look, Outcome, WatcherId};
 use crate::key::Index;
 use crate::runtime::Instant;
 
+/// An event, whether the next one is ready and of the same commit, and the age of the store when
+/// it was taken.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) event: Arc<Event>,
+    pub(crate) more: bool,
+    pub(crate) age: Age,
+}
+
 /// Events from when it was made, and the age of the store when each was taken. Ends after an
 /// error. Dropping it frees everything.
 pub(crate) struct Events {
@@ -51,7 +60,7 @@ impl Events {
 }
 
 impl Stream for Events {
-    type Item = Outcome<(Arc<Event>, Age)>;
+    type Item = Outcome<Told>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -65,7 +74,9 @@ impl Stream for Events {
                     this.leave();
                     return Poll::Ready(Some(Err(refusal)));
                 }
-                Ok((Look::Event(event), age)) => return Poll::Ready(Some(Ok((event, age)))),
+                Ok((Look::Event(event, more), age)) => {
+                    return Poll::Ready(Some(Ok(Told { event, more, age })));
+                }
                 Ok((Look::Nothing(None), _)) => {
                     this.nap = None;
                     return Poll::Pending;

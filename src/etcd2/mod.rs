@@ -122,7 +122,7 @@ impl fmt::Debug for Etcd2 {
 #[deny(clippy::missing_trait_methods)]
 impl Store for Etcd2 {
     fn about(&self) -> About {
-        About::new(self.0.name.clone(), Layout::Numbered)
+        About::new(self.0.name.clone(), Layout::Numbered).of_text()
     }
 
     async fn get(&self, get: Get) -> Result<View> {

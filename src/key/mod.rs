@@ -6,6 +6,7 @@
 mod lease;
 mod order;
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -182,6 +183,13 @@ impl FromStr for Key {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         Self::new(text)
+    }
+}
+
+/// The same order and equality as its text: a map of keys can be asked by text.
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -13,6 +13,9 @@ use crate::key::Key;
 pub struct Index(NonZeroU64);
 
 impl Index {
+    /// The first index that a store can have.
+    pub const MIN: Self = Self(NonZeroU64::MIN);
+
     /// The index with this number; `None` for zero, which no store uses.
     pub const fn new(number: u64) -> Option<Self> {
         match NonZeroU64::new(number) {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Ttl};
 use crate::recipes::line::Ticket;
+use crate::recipes::revocation::{self, Revocation};
 use crate::runtime::Instant;
 use crate::session::{HoldState, Loss, Term};
 use crate::store::{Commit, Condition, Delete, Expiry, Put, Store};
@@ -63,6 +64,22 @@ impl LockGuard {
             hold: Hold::new(ticket)?,
             _counted: Counted::new(guards),
         })
+    }
+
+    /// Returns once somebody has [asked](super::lock::Lock::request_release) the holder of this
+    /// token to give the lock back, also if that was before the call. To honour it is up to the
+    /// holder. Follows one key of the store, only while it is awaited.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost) when the lock is lost; what keeps the key from being followed and
+    /// will not pass.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: the next call finds the request.
+    pub async fn revocation(&self) -> Result<Revocation> {
+        let (ticket, term) = (self.ticket(), self.term());
+        let asked = revocation::requested(ticket.core(), ticket.dir(), self.token(), term).await;
+        asked.map_err(|error| error.during("revocation").at(self.key()))
     }
 
     /// Gives the lock back and reports. The next in line can have it when this returns. 1 write,
@@ -242,12 +259,21 @@ impl Hold {
 
 /// Polls a future for as long as a term lasts.
 pub(super) async fn run_under<F: Future>(term: &Term, future: F) -> Result<F::Output> {
-    let mut lost = pin!(term.lost());
+    run_while(|| term.check(), term.lost(), future).await
+}
+
+/// Polls a future for as long as something is held, which `check` says and `lost` waits for.
+pub(super) async fn run_while<F: Future>(
+    check: impl Fn() -> Result<()>,
+    lost: impl Future<Output = Loss>,
+    future: F,
+) -> Result<F::Output> {
+    let mut lost = pin!(lost);
     let mut future = pin!(future);
     poll_fn(|cx| {
         // The clock decides, even when a late timer has not woken `lost` yet: a process that
         // was stopped for longer than its term must not do one more step.
-        if let Err(error) = term.check() {
+        if let Err(error) = check() {
             return Poll::Ready(Err(error.during("run")));
         }
         if let Poll::Ready(loss) = lost.as_mut().poll(cx) {

@@ -43,6 +43,7 @@
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
 //! | held longer than 250 ms, or waiting, each TTL/2 | 0 | 1 | 1 |
+//! | the first time for a session, after 250 ms: [who it is](crate::Client::who) | 1 | 1 | 1 |
 //!
 //! A lock held longer than 250 ms has its own key watched: one idle connection on etcd v2, for
 //! up to 64 locks of a client; beyond that a deletion by force is noticed at the next renewal.
@@ -62,9 +63,10 @@ use futures_util::future::BoxFuture;
 use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Ttl};
+use crate::recipes::contender::{self, Contender};
 use crate::recipes::guard::LockGuard;
 use crate::recipes::line::Ticket;
-use crate::store::{Freshness, Get};
+use crate::recipes::revocation;
 
 /// A mutex that all clients of one store share by its name. Made by
 /// [`Client::lock`](crate::Client::lock).
@@ -145,27 +147,59 @@ impl Lock {
     pub async fn try_acquire(&self) -> Result<Option<LockGuard>> {
         let lock = self.handle();
         let (dir, keep) = lock.begin()?;
-        let seen = lock.core.seen().map_or(Freshness::Any, Freshness::AtLeast);
-        let look = Get::children(dir.clone()).fresh(seen).keys_only();
-        let view = lock.core.store.get(look).await.map_err(|error| {
-            if error.kind() == ErrorKind::ClusterChanged {
-                // Told once; what this client has seen counts for nothing there.
-                lock.core.forget_seen();
-            }
-            error.during("try lock")
-        })?;
-        if view
-            .nodes
-            .iter()
-            .any(|node| lock.core.layout.ticket(&dir, node).is_some())
-        {
-            return Ok(None);
-        }
-        let ticket = Ticket::take(&lock.core, &dir, &keep, &Bytes::new()).await?;
-        match ticket.admitted_now().await? {
+        let taken = Ticket::try_take(&lock.core, &dir, &keep, &Bytes::new()).await;
+        match taken.map_err(|error| error.during("try lock"))? {
             Some(ticket) => lock.guard(ticket).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Everybody who stands in line, in order; the first one holds. One linearizable read.
+    /// [`Client::who`](crate::Client::who) tells who they are.
+    ///
+    /// # Errors
+    /// [`InvalidName`](ErrorKind::InvalidName), and those of every read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn contenders(&self) -> Result<Vec<Contender>> {
+        let line = contender::in_line(&self.core, &self.dir()?).await;
+        line.map_err(|error| error.during("contenders"))
+    }
+
+    /// Who holds the lock now; `None` if nobody does. One linearizable read.
+    ///
+    /// # Errors
+    /// As [`contenders`](Self::contenders).
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn owner(&self) -> Result<Option<Contender>> {
+        let line = contender::in_line(&self.core, &self.dir()?).await;
+        let line = line.map_err(|error| error.during("owner"))?;
+        Ok(line.into_iter().next())
+    }
+
+    /// Asks whoever holds the lock now to give it back, and says why. The holder hears of it if it
+    /// awaits [`LockGuard::revocation`], and may do as it likes: see
+    /// [`revocation`]. Returns the token that was asked back; `None` if
+    /// nobody holds.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout): it may have been asked; asking again does no harm. Otherwise
+    /// those of every read and write.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves open whether it was asked.
+    pub async fn request_release(&self, reason: impl AsRef<str>) -> Result<Option<u64>> {
+        let dir = self.dir()?;
+        let asked = revocation::request(&self.core, &dir, reason.as_ref()).await;
+        asked.map_err(|error| error.during("request release").at(&dir))
+    }
+
+    /// The directory of the line.
+    pub(super) fn dir(&self) -> Result<Key> {
+        self.dir.clone()
     }
 
     /// The same value, for a future that outlives the borrow.

@@ -11,6 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Instant;
 use crate::session::retime::retime;
+use crate::session::rewrite::Rewriting;
+use crate::session::who::announce;
 use crate::session::{Core, Loss, Order, SessionState, Shared};
 use crate::store::{Grant, KeyRenewal, Renew, Renewed};
 
@@ -91,6 +93,8 @@ async fn start(core: &Core) -> bool {
 
 /// Renews until the session is over.
 async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
+    // One at a time, tried again between renewals: an order that comes meanwhile waits for it.
+    let mut rewriting: Option<Rewriting> = None;
     loop {
         let now = core.runtime.clock.now();
         let (due, deadline) = {
@@ -112,20 +116,52 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
             // Before any order: a row of those that fail must not use up the term.
             () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
-            Some(Order { ttl, done }) = orders.recv() => {
-                let outcome = tokio::select! {
+            rewrite = due_rewrite(core, &mut rewriting) => {
+                tokio::select! {
                     biased;
-                    () = core.closing.cancelled() => Err(Loss::Closed.into_error()),
-                    outcome = retime(core, ttl) => outcome,
-                };
-                // Whoever asked may have gone away.
-                let _ = done.send(outcome);
+                    () = core.closing.cancelled() => {}
+                    again = rewrite.attempt(core) => rewriting = again,
+                }
+                continue;
+            }
+            Some(order) = orders.recv(), if rewriting.is_none() => {
+                match order {
+                    Order::Renew { ttl, done } => {
+                        let outcome = tokio::select! {
+                            biased;
+                            () = core.closing.cancelled() => Err(Loss::Closed.into_error()),
+                            outcome = retime(core, ttl) => outcome,
+                        };
+                        // Whoever asked may have gone away.
+                        let _ = done.send(outcome);
+                    }
+                    Order::Rewrite { key, value, done } => {
+                        rewriting = Some(Rewriting::new(key, value, done, now));
+                    }
+                    Order::Announce => {
+                        core.lock().announced = true;
+                        announce(core).await;
+                    }
+                }
                 continue;
             }
         }
         if core.runtime.clock.has_passed(due) {
             renew(core, deadline).await;
+            // Again, if it failed before or was deleted.
+            announce(core).await;
         }
+    }
+}
+
+/// The rewrite, when it is time for its next attempt; never returns if there is none.
+async fn due_rewrite(core: &Core, rewriting: &mut Option<Rewriting>) -> Rewriting {
+    if let Some(rewrite) = rewriting {
+        core.runtime.clock.sleep_until(rewrite.due()).await;
+    }
+    match rewriting.take() {
+        Some(rewrite) => rewrite,
+        None => std::future::pending().await,
     }
 }
 
@@ -165,7 +201,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             shared.curtail_all_but(asked, nearer);
             if let Some(deadline) = shared.machine.deadline() {
                 let asked = asked.iter().filter_map(|key| shared.terms.get(key));
-                asked.for_each(|(_, term)| term.extend(deadline, nearer));
+                asked.for_each(|term| term.extend(deadline, nearer));
             }
             shared.mind_the_earliest(now);
         }
@@ -181,7 +217,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             let answers: Vec<_> = asked
                 .iter()
                 .map(|key| (key, answers.remove(key).unwrap_or(KeyRenewal::Unknown)))
-                .filter(|(key, _)| shared.terms.contains_key(key))
+                .filter(|(key, _)| shared.terms.contains_key::<Key>(key))
                 .collect();
             if answers.iter().any(|(_, it)| *it == KeyRenewal::Unknown) {
                 let entropy = &core.runtime.entropy;
@@ -196,7 +232,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
             let live: Vec<Key> = live.map(|(key, _)| (*key).clone()).collect();
             shared.curtail_all_but(&live, nearer);
             for (key, answer) in answers {
-                let Some((_, term)) = shared.terms.get(key) else {
+                let Some(term) = shared.terms.get(key) else {
                     continue;
                 };
                 match answer {
@@ -219,7 +255,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         Err(error) => {
             tracing::debug!(target: "tenure::session", lease = %core.id, %error, "renewal failed");
             shared.machine.missed(now, &core.runtime.entropy);
-            shared.terms.values().for_each(|(_, term)| term.doubt());
+            shared.terms.values().for_each(|term| term.doubt());
         }
     }
 }
@@ -229,20 +265,28 @@ async fn revoke(core: &Core) {
     let clock = &core.runtime.clock;
     let last = clock.now() + core.lock().machine.ttl().get();
     let mut pause = Duration::from_millis(25);
-    let leases = {
-        let shared = core.lock();
+    let (leases, doubtful) = {
+        let mut shared = core.lock();
         let others = shared.others.iter().copied();
-        others.chain([shared.lease]).collect::<Vec<_>>()
+        let leases = others.chain([shared.lease]).collect::<Vec<_>>();
+        (leases, shared.doubtful.take())
     };
-    for lease in leases {
-        while let Err(error) = core.store.revoke(lease).await {
-            if clock.has_passed(last) {
-                tracing::warn!(target: "tenure::session", lease = %core.id, %error, "lease left to its TTL");
-                return;
-            }
-            clock.sleep(core.runtime.entropy.jitter(pause)).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+    let end_all = async || {
+        for lease in &leases {
+            core.store.revoke(*lease).await?;
         }
+        match &doubtful {
+            Some(doubt) => doubt.end(core).await,
+            None => Ok(()),
+        }
+    };
+    while let Err(error) = end_all().await {
+        if clock.has_passed(last) {
+            tracing::warn!(target: "tenure::session", lease = %core.id, %error, "lease left to its TTL");
+            return;
+        }
+        clock.sleep(core.runtime.entropy.jitter(pause)).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
     core.revoked.store(true, Ordering::Release);
 }

@@ -5,8 +5,7 @@
 //! nothing renews the ticket any more and its own time-to-live has ended it.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::key::{Key, Tag};
 use crate::runtime::{Runtime, Tasks};
 use crate::session::Fate;
 use crate::store::{Store, Withdraw, Withdrawn};
@@ -44,11 +44,34 @@ pub(crate) struct Janitor {
 /// What is still to be done, and what could not be done.
 struct Book {
     open: watch::Sender<usize>,
-    left: AtomicUsize,
+    left: Mutex<Vec<Left>>,
     stop: CancellationToken,
     hands: Semaphore,
     /// Whether a withdrawn append can no longer take effect.
     cancels: bool,
+}
+
+/// An append that was not taken back. Its lease may be ended yet, with all that hangs on it.
+struct Left {
+    dir: Key,
+    tag: Tag,
+    fate: Fate,
+    /// Whether it is there, or cannot come any more.
+    is_bound: bool,
+    told: bool,
+}
+
+impl Left {
+    fn went_with_its_lease(&self) -> bool {
+        self.is_bound && self.fate.is_revoked()
+    }
+
+    fn tell(&mut self) {
+        if !self.went_with_its_lease() && !std::mem::replace(&mut self.told, true) {
+            let Self { dir, tag, .. } = self;
+            tracing::warn!(target: "tenure::janitor", %dir, %tag, "a ticket was left to its TTL");
+        }
+    }
 }
 
 impl Janitor {
@@ -56,7 +79,7 @@ impl Janitor {
         let (chores, inbox) = mpsc::unbounded_channel();
         let book = Arc::new(Book {
             open: watch::Sender::new(0),
-            left: AtomicUsize::new(0),
+            left: Mutex::default(),
             stop: CancellationToken::new(),
             hands: Semaphore::new(HANDS),
             cancels: store.about().cancels,
@@ -69,7 +92,7 @@ impl Janitor {
     pub(crate) fn hand_over(&self, chore: Chore) {
         self.book.open.send_modify(|open| *open += 1);
         if let Err(mpsc::error::SendError(chore)) = self.chores.send(chore) {
-            self.book.forget(&chore);
+            self.book.forget(chore);
         }
     }
 
@@ -84,9 +107,17 @@ impl Janitor {
         *self.book.open.borrow()
     }
 
-    /// How many appends were left to their time-to-live.
+    /// How many appends were left to their time-to-live. Those whose lease was ended since are not
+    /// among them.
     pub(crate) fn left(&self) -> usize {
-        self.book.left.load(Ordering::Relaxed)
+        let mut left = self
+            .book
+            .left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        left.retain(|it| !it.went_with_its_lease());
+        left.iter_mut().for_each(Left::tell);
+        left.len()
     }
 
     /// Ends the janitor, whatever is still to be done.
@@ -99,8 +130,7 @@ impl fmt::Debug for Janitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Janitor")
             .field("open", &self.open())
-            .field("left", &self.left())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,13 +139,24 @@ impl Book {
         self.open.send_modify(|open| *open = open.saturating_sub(1));
     }
 
-    fn forget(&self, chore: &Chore) {
-        let Withdraw { dir, tag, node, .. } = &chore.withdraw;
-        // It went with its lease, unless it was not there yet and nothing keeps it from coming.
-        if !(chore.fate.is_revoked() && (node.is_some() || self.cancels)) {
-            self.left.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(target: "tenure::janitor", %dir, %tag, "a ticket was left to its TTL");
+    fn forget(&self, chore: Chore) {
+        let Chore { withdraw, fate, .. } = chore;
+        let Withdraw { dir, tag, node, .. } = withdraw;
+        let mut left = Left {
+            is_bound: node.is_some() || self.cancels,
+            dir,
+            tag,
+            fate,
+            told: false,
+        };
+        // While the client is being shut down its leases are still being ended.
+        if !self.stop.is_cancelled() {
+            left.tell();
         }
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|it| !it.went_with_its_lease());
+        all.push(left);
+        drop(all);
         self.close();
     }
 }
@@ -135,7 +176,7 @@ async fn sweep(
                 closed = true;
                 inbox.close();
                 while let Ok(chore) = inbox.try_recv() {
-                    book.forget(&chore);
+                    book.forget(chore);
                 }
             }
             Some(()) = busy.next() => {}
@@ -162,7 +203,7 @@ async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book)
         };
         let outcome = tokio::select! {
             biased;
-            () = book.stop.cancelled() => return book.forget(&chore),
+            () = book.stop.cancelled() => return book.forget(chore),
             outcome = attempt => outcome,
         };
         match outcome {
@@ -179,7 +220,7 @@ async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book)
                     // On a store with leases the session keeps the ticket alive with the rest.
                     until = runtime.clock.now() + chore.ttl;
                 } else if over {
-                    return book.forget(&chore);
+                    return book.forget(chore);
                 }
             }
         }
@@ -190,7 +231,7 @@ async fn settle(store: &dyn Store, runtime: &Runtime, chore: Chore, book: &Book)
             .min(left.max(Duration::from_millis(1)));
         tokio::select! {
             biased;
-            () = book.stop.cancelled() => return book.forget(&chore),
+            () = book.stop.cancelled() => return book.forget(chore),
             () = runtime.clock.sleep(nap) => {}
         }
         pause = (pause * 2).min(most);

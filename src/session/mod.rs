@@ -14,15 +14,18 @@
 //! * Loss is final. An acknowledgement that is processed after the deadline revives nothing.
 //!
 //! [`machine`] decides, [`driver`] talks to the store, [`retime`] moves a session to a lease of
-//! another length, [`term`] is what each ticket or guard sees
-//! of it, and the [`janitor`] takes back what was given up.
+//! another length, [`rewrite`] gives a key another value, [`who`] says whose session it is,
+//! [`term`] is what each ticket or guard sees of it, and the [`janitor`] takes back what was given
+//! up.
 
 mod driver;
 mod janitor;
 mod machine;
 mod own;
 mod retime;
+mod rewrite;
 mod term;
+mod who;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,12 +41,15 @@ pub(crate) use janitor::{Chore, Janitor};
 pub(crate) use own::OwnSession;
 pub(crate) use term::Term;
 pub use term::{HoldState, Loss};
+pub use who::Who;
+pub(crate) use who::{Announcer, sessions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Tag, Ttl};
 use crate::runtime::{Entropy, Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
+use rewrite::Doubt;
 
 /// So many keys that are renewed one by one are worth a warning.
 const MANY_KEYS: usize = 200;
@@ -87,6 +93,8 @@ struct Core {
     runtime: Runtime,
     /// Its name in tags and traces: that of its first lease.
     id: LeaseId,
+    /// What is written about it, and where.
+    card: who::Card,
     shared: Mutex<Shared>,
     state: watch::Sender<SessionState>,
     /// Cancelled when the session is to be revoked.
@@ -118,7 +126,11 @@ struct Shared {
     /// The time-to-live that was last asked for.
     asked: Ttl,
     machine: Machine,
-    terms: BTreeMap<Key, (Bytes, Arc<Term>)>,
+    terms: BTreeMap<Key, Arc<Term>>,
+    /// What nobody knows the value of: another was sent, and not answered.
+    doubtful: Option<Doubt>,
+    /// Whether it is to be said whose session this is.
+    announced: bool,
     failure: Option<Error>,
     warned: bool,
     /// That of the last tag: they rise.
@@ -136,7 +148,13 @@ impl Drop for Alive {
 
 impl Session {
     /// Starts a session and the one task that keeps it, which `tasks` owns.
-    pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, ttl: Ttl, tasks: &Tasks) -> Self {
+    pub(crate) fn start(
+        store: Arc<dyn Store>,
+        runtime: Runtime,
+        ttl: Ttl,
+        who: &Who,
+        tasks: &Tasks,
+    ) -> Self {
         let lease = new_lease(&runtime.entropy);
         if ttl < Ttl::MIN_ADVISED {
             tracing::warn!(
@@ -147,12 +165,15 @@ impl Session {
         let core = Arc::new(Core {
             store,
             id: lease,
+            card: who::Card::new(lease, who),
             shared: Mutex::new(Shared {
                 lease,
                 others: BTreeSet::new(),
                 asked: ttl,
                 machine: Machine::new(ttl),
                 terms: BTreeMap::new(),
+                doubtful: None,
+                announced: false,
                 failure: None,
                 warned: false,
                 nonce: 0,
@@ -227,19 +248,7 @@ impl Session {
 
     /// From now on keeps `key` alive, which was written with `value` by a request sent at `sent`.
     pub(crate) fn attach(&self, key: Key, value: Bytes, sent: Instant) -> Arc<Term> {
-        let mut shared = self.core.lock();
-        let deadline = shared.machine.deadline_of_key(sent);
-        let term = Arc::new(Term::new(
-            key.clone(),
-            self.core.runtime.clock.clone(),
-            deadline,
-        ));
-        if shared.machine.state().is_over() {
-            term.lose(Loss::Expired);
-        } else {
-            shared.terms.insert(key, (value, term.clone()));
-        }
-        term
+        self.core.attach(key, value, sent)
     }
 
     /// Stops keeping `key` alive.
@@ -264,9 +273,35 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future changes nothing: what was begun goes on.
     pub(crate) async fn renew(&self, ttl: Ttl) -> Result<()> {
+        self.order(|done| Order::Renew { ttl, done }).await
+    }
+
+    /// Gives a key that it keeps another value, between two renewals.
+    ///
+    /// # Errors
+    /// `Lost` when the key's term ended before the outcome was known; anything else: nothing has
+    /// changed, and nothing will.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops what was not begun; what was begun goes on.
+    pub(crate) async fn rewrite(&self, key: Key, value: Bytes) -> Result<()> {
+        self.order(|done| Order::Rewrite { key, value, done }).await
+    }
+
+    /// Says in the store whose session this is, soon and in the background.
+    pub(crate) fn announce(&self) {
+        self.announcer().announce();
+    }
+
+    /// What says so, for whoever must not keep the session alive.
+    pub(crate) fn announcer(&self) -> Announcer {
+        Announcer::new(self.orders.clone())
+    }
+
+    async fn order(&self, order: impl FnOnce(Done) -> Order) -> Result<()> {
         let (done, answer) = oneshot::channel();
         // A session that is over has stopped listening.
-        let _ = self.orders.send(Order { ttl, done });
+        let _ = self.orders.send(order(done));
         match answer.await {
             Ok(outcome) => outcome,
             Err(_) => Err(Loss::Expired.into_error()),
@@ -297,10 +332,17 @@ impl Session {
 }
 
 /// What a session is told to do.
-struct Order {
-    ttl: Ttl,
-    done: oneshot::Sender<Result<()>>,
+enum Order {
+    /// To renew now, with this time-to-live from now on.
+    Renew { ttl: Ttl, done: Done },
+    /// To give a key another value.
+    Rewrite { key: Key, value: Bytes, done: Done },
+    /// To say whose session it is.
+    Announce,
 }
+
+/// Where an order's outcome goes.
+type Done = oneshot::Sender<Result<()>>;
 
 /// A lease that nobody has asked for yet.
 pub(crate) fn new_lease(entropy: &Entropy) -> LeaseId {
@@ -317,6 +359,20 @@ impl Core {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on keeps `key` alive: see [`Session::attach`].
+    fn attach(&self, key: Key, value: Bytes, sent: Instant) -> Arc<Term> {
+        let mut shared = self.lock();
+        let deadline = shared.machine.deadline_of_key(sent);
+        let clock = self.runtime.clock.clone();
+        let term = Arc::new(Term::new(key.clone(), value, clock, deadline));
+        if shared.machine.state().is_over() {
+            term.lose(Loss::Expired);
+        } else {
+            shared.terms.insert(key, term.clone());
+        }
+        term
+    }
+
     fn publish(&self, state: SessionState) {
         let changed = self.state.send_if_modified(|current| {
             let changed = *current != state;
@@ -331,17 +387,27 @@ impl Core {
 
 impl Shared {
     /// What is to be renewed. Not what is lost: to keep that alive would keep the next waiting.
+    /// And not what is in doubt: a renewal that compares with a value of before would find another
+    /// one, and call the key lost.
     fn attached(&mut self) -> Vec<Attached> {
-        self.terms.retain(|_, (_, term)| term.check().is_ok());
-        let attach =
-            |(key, (value, _)): (&Key, &(Bytes, _))| Attached::new(key.clone(), value.clone());
-        self.terms.iter().map(attach).collect()
+        self.terms.retain(|_, term| term.check().is_ok());
+        let certain = self.certain();
+        certain
+            .map(|(key, term)| Attached::new(key.clone(), term.value()))
+            .collect()
+    }
+
+    fn certain(&self) -> impl Iterator<Item = (&Key, &Arc<Term>)> {
+        let doubtful = self.doubtful.as_ref().map(|doubt| &doubt.key);
+        self.terms
+            .iter()
+            .filter(move |(key, _)| Some(*key) != doubtful)
     }
 
     /// A key that came during a renewal, or whose own counts from earlier than the session's,
     /// must not end before the next one.
     fn mind_the_earliest(&mut self, now: Instant) {
-        let deadlines = self.terms.values().filter_map(|(_, term)| term.deadline());
+        let deadlines = self.certain().filter_map(|(_, term)| term.deadline());
         if let Some(earliest) = deadlines.min() {
             self.machine.mind(earliest, now);
         }
@@ -352,7 +418,7 @@ impl Shared {
         if nearer.is_zero() {
             return;
         }
-        for (key, (_, term)) in &self.terms {
+        for (key, term) in &self.terms {
             if !extended.contains(key) {
                 term.curtail(nearer);
             }
@@ -371,7 +437,7 @@ impl Shared {
 
     /// Ends every term, for one reason.
     fn lose_all(&mut self, loss: Loss) {
-        for (_, (_, term)) in std::mem::take(&mut self.terms) {
+        for (_, term) in std::mem::take(&mut self.terms) {
             term.lose(loss);
         }
     }

@@ -56,10 +56,11 @@ async fn again(core: &Core, deadline: Instant) -> Result<()> {
         let shared = core.lock();
         let terms = shared.terms.iter();
         terms
-            .map(|(key, (_, term))| (key.clone(), term.clone()))
+            .map(|(key, term)| (key.clone(), term.clone()))
             .collect()
     };
-    for (key, term) in terms {
+    // What is said about the session is no part of what it holds.
+    for (key, term) in terms.into_iter().filter(|(key, _)| !core.card.is_at(key)) {
         term.check()?;
         if term.state() == HoldState::Suspect {
             let text = "the renewal was not answered; it is tried again, and held meanwhile";
@@ -93,7 +94,7 @@ async fn change(core: &Core, ttl: Ttl, deadline: Instant) -> Result<()> {
         let shared = core.lock();
         let terms = shared.terms.iter();
         terms
-            .map(|(key, (value, term))| (key.clone(), value.clone(), term.clone()))
+            .map(|(key, term)| (key.clone(), term.value(), term.clone()))
             .collect()
     };
     let mut lost = None;
@@ -102,7 +103,9 @@ async fn change(core: &Core, ttl: Ttl, deadline: Instant) -> Result<()> {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Lost => {
                 core.lock().terms.remove(&key);
-                lost.get_or_insert(error);
+                if !core.card.is_at(&key) {
+                    lost.get_or_insert(error);
+                }
             }
             Err(error) => return Err(stays(core, lease, error).await),
         }
@@ -147,7 +150,7 @@ async fn end(core: &Core, lease: LeaseId) {
 }
 
 /// One request, with a share of what is left.
-async fn bounded<T>(
+pub(super) async fn bounded<T>(
     core: &Core,
     deadline: Instant,
     request: impl Future<Output = Result<T>>,
@@ -252,7 +255,7 @@ impl Moving<'_> {
 }
 
 /// A read that got no answer has changed nothing.
-fn as_read(error: Error) -> Error {
+pub(super) fn as_read(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Ambiguous => error.into_kind(ErrorKind::Timeout, "so it was not read"),
         _ => error,

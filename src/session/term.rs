@@ -2,8 +2,10 @@
 //! it is lost.
 
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
@@ -48,6 +50,8 @@ impl Loss {
 /// The term of one key. Shared by the session, which extends it, and the key's owner.
 pub(crate) struct Term {
     key: Key,
+    /// What was written last, as far as answers tell.
+    value: Mutex<Bytes>,
     clock: Clock,
     standing: watch::Sender<Standing>,
 }
@@ -59,16 +63,31 @@ enum Standing {
 }
 
 impl Term {
-    pub(super) fn new(key: Key, clock: Clock, deadline: Instant) -> Self {
+    pub(crate) fn new(key: Key, value: Bytes, clock: Clock, deadline: Instant) -> Self {
         let standing = watch::Sender::new(Standing::Held {
             deadline,
             suspect: false,
         });
         Self {
             key,
+            value: Mutex::new(value),
             clock,
             standing,
         }
+    }
+
+    /// The value that the key has; of one that was sent and not answered the one before.
+    pub(crate) fn value(&self) -> Bytes {
+        self.lock().clone()
+    }
+
+    /// The key is known to have this value.
+    pub(super) fn has(&self, value: Bytes) {
+        *self.lock() = value;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bytes> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state now, by the clock now.
@@ -158,7 +177,7 @@ impl Term {
     }
 
     /// It ends here, earlier or later than it seemed: what it hangs on may have changed, or has not.
-    pub(super) fn end_at(&self, to: Instant) {
+    pub(crate) fn end_at(&self, to: Instant) {
         self.update(|held, _| {
             if let Standing::Held { deadline, .. } = held {
                 *deadline = to;
@@ -237,7 +256,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn term(clock: &Clock, length: Duration) -> Term {
-        Term::new(Key::new("/t").unwrap(), clock.clone(), clock.now() + length)
+        let key = Key::new("/t").unwrap();
+        Term::new(key, Bytes::new(), clock.clone(), clock.now() + length)
     }
 
     #[tokio::test(start_paused = true)]

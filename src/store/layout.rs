@@ -17,6 +17,7 @@
 
 use bytes::Bytes;
 
+use crate::error::Result;
 use crate::key::{Index, Key, LeaseId, Position, Sequence, Tag};
 use crate::store::Node;
 
@@ -85,6 +86,20 @@ impl Layout {
     #[cfg(feature = "etcd3")]
     pub(crate) fn leased_name(tag: Tag) -> String {
         format!("{:x}-{:x}", tag.session(), tag.nonce())
+    }
+
+    /// Where what is said about the line `dir`, and is no ticket, is kept. Never taken for a
+    /// ticket, by us or by others that stand in the line.
+    ///
+    /// # Errors
+    /// `InvalidKey` when there is no room for a longer key.
+    pub fn meta(self, dir: &Key) -> Result<Key> {
+        match self {
+            // Hidden from whoever lists the line.
+            Self::Numbered => dir.join("_meta"),
+            // Whatever lies below the line counts as an owner to Go's programs: so elsewhere.
+            Self::Leased => Key::new(format!("/_meta{dir}")),
+        }
     }
 
     fn numbered(name: &str) -> Option<Sequence> {

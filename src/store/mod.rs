@@ -156,6 +156,8 @@ pub struct About {
     /// of those above and below it: nothing is `NotAFile` or `NotADirectory` to a write, a tree is
     /// deleted key by key, and directories are only shown in what is read.
     pub directories: bool,
+    /// Whether values must be UTF-8.
+    pub text_only: bool,
 }
 
 impl About {
@@ -167,6 +169,7 @@ impl About {
             commits: false,
             cancels: false,
             directories: true,
+            text_only: false,
         }
     }
 
@@ -174,6 +177,13 @@ impl About {
     #[must_use]
     pub fn with_commits(mut self) -> Self {
         self.commits = true;
+        self
+    }
+
+    /// Says that values must be UTF-8.
+    #[must_use]
+    pub fn of_text(mut self) -> Self {
+        self.text_only = true;
         self
     }
 

@@ -249,12 +249,27 @@ pub struct Event {
     pub key: Key,
     /// What.
     pub change: Change,
+    /// Whether more of the same commit follows at once, so that nobody has ever seen the store with
+    /// this and without that. A store that does not say leaves it `false`.
+    pub more: bool,
 }
 
 impl Event {
-    /// `change` happened to `key` at `index`.
+    /// `change` happened to `key` at `index`, alone or as the last of its commit.
     pub fn new(index: Index, key: Key, change: Change) -> Self {
-        Self { index, key, change }
+        Self {
+            index,
+            key,
+            change,
+            more: false,
+        }
+    }
+
+    /// Says whether more of the same commit follows.
+    #[must_use]
+    pub fn and_more(mut self, more: bool) -> Self {
+        self.more = more;
+        self
     }
 
     /// Whether `key` is gone after this: it, or something above it, was deleted.

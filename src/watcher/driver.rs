@@ -26,13 +26,14 @@ pub(super) fn items(
     key: Key,
     scope: Scope,
     runtime: Runtime,
+    machine: Machine,
 ) -> BoxStream<'static, Result<Follow>> {
     let driver = Driver {
         store,
         key,
         scope,
         runtime,
-        machine: Machine::new(),
+        machine,
         updates: None,
     };
     let next = async |mut driver: Driver| Some((driver.next().await?, driver));
@@ -47,8 +48,10 @@ impl Driver {
                 Want::List(freshness) => {
                     let mut get = Get::node(self.key.clone()).fresh(freshness);
                     get.select = self.scope.select();
+                    let sent = self.runtime.clock.now();
                     let view = self.store.get(get).await;
-                    self.machine.listed(view, entropy).map(Some)
+                    let took = self.runtime.clock.now().since(sent);
+                    self.machine.listed(view, took, entropy).map(Some)
                 }
                 Want::Watch(from) => {
                     let updates = self.updates.get_or_insert_with(|| {

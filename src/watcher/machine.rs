@@ -18,6 +18,10 @@ pub(super) struct Machine {
     state: State,
     /// Set after a failure, until a change or progress shows that it has passed.
     retry: Option<Retry>,
+    /// Whether an interruption was told, and not yet that it is over.
+    interrupted: bool,
+    /// How long the last list took.
+    listing: Duration,
 }
 
 #[derive(Debug)]
@@ -53,6 +57,18 @@ impl Machine {
         Self {
             state: State::Listing(None),
             retry: None,
+            interrupted: false,
+            listing: Duration::ZERO,
+        }
+    }
+
+    /// One that has listed at `index`.
+    pub(super) fn after(index: Index) -> Self {
+        Self {
+            state: State::Watching(Place::after(index)),
+            retry: None,
+            interrupted: false,
+            listing: Duration::ZERO,
         }
     }
 
@@ -66,10 +82,11 @@ impl Machine {
         }
     }
 
-    /// The list that was wanted, or why there is none.
+    /// The list that was wanted and took so long, or why there is none.
     pub(super) fn listed(
         &mut self,
         outcome: Result<View, Error>,
+        took: Duration,
         entropy: &Entropy,
     ) -> Result<Follow, Error> {
         let State::Listing(at_least) = self.state else {
@@ -82,6 +99,8 @@ impl Machine {
             }
             Ok(view) => {
                 self.state = State::Watching(Place::after(view.index));
+                self.interrupted = false;
+                self.listing = took;
                 Ok(Follow::Snapshot(view))
             }
             Err(error) => self.failed(error, State::Listing(at_least), entropy),
@@ -98,7 +117,10 @@ impl Machine {
             return Err(self.end(out_of_turn()));
         };
         let error = match update {
-            Some(Ok(Update::Open(_))) => return Ok(None),
+            Some(Ok(Update::Open(index))) => {
+                let over = std::mem::take(&mut self.interrupted);
+                return Ok(over.then_some(Follow::Resumed(index)));
+            }
             Some(Ok(Update::Event(event))) => {
                 let news = place.takes(&event);
                 if news {
@@ -143,8 +165,13 @@ impl Machine {
         if !may_pass(&error) {
             return Err(self.end(error));
         }
-        let pause = self.retry.get_or_insert_with(Retry::new).pause(entropy);
+        let mut pause = self.retry.get_or_insert_with(Retry::new).pause(entropy);
+        if error.kind() == ErrorKind::HistoryLost {
+            // While a store changes faster than can be followed, half of the time is left to it.
+            pause = pause.max(self.listing);
+        }
         self.state = State::Resting(pause, Box::new(next));
+        self.interrupted = true;
         Ok(Follow::Interrupted(error))
     }
 

@@ -42,7 +42,15 @@ impl Rig {
     }
 
     fn list(&mut self, outcome: Result<View, Error>) -> Result<Follow, Error> {
-        self.machine.listed(outcome, &self.entropy)
+        self.list_slowly(Duration::ZERO, outcome)
+    }
+
+    fn list_slowly(
+        &mut self,
+        took: Duration,
+        outcome: Result<View, Error>,
+    ) -> Result<Follow, Error> {
+        self.machine.listed(outcome, took, &self.entropy)
     }
 
     fn update(&mut self, update: Update) -> Option<Follow> {
@@ -82,6 +90,11 @@ fn it_lists_linearizably_and_watches_from_the_index_after() {
     let rig = Rig::new();
     assert_eq!(rig.machine.wants(), Want::List(Freshness::Linearizable));
     assert_eq!(Rig::listed(7).machine.wants(), Want::Watch(at(8)));
+}
+
+#[test]
+fn one_that_goes_on_from_a_read_watches_from_the_index_after() {
+    assert_eq!(Machine::after(at(7)).wants(), Want::Watch(at(8)));
 }
 
 #[test]
@@ -131,6 +144,27 @@ fn lost_history_is_listed_anew_and_never_older_than_what_was_told() {
     let item = rig.list(Ok(View::new(at(30), Vec::new())));
     assert!(matches!(item, Ok(Follow::Snapshot(_))));
     assert_eq!(rig.machine.wants(), Want::Watch(at(31)));
+}
+
+#[test]
+fn a_list_that_takes_long_is_not_asked_for_more_than_half_of_the_time() {
+    let (mut rig, took) = (Rig::listed(7), Duration::from_secs(5));
+    for index in 1..4 {
+        rig.breaks(ErrorKind::HistoryLost);
+        let list = rig.list_slowly(took, Ok(View::new(at(index * 1_000), Vec::new())));
+        assert!(matches!(list, Ok(Follow::Snapshot(_))));
+        assert!(rig.tells(index * 1_000 + 1, "a"));
+        // What broke otherwise goes on at once.
+        assert!(rig.breaks(ErrorKind::Unavailable) < took);
+        assert!(rig.tells(index * 1_000 + 2, "a"));
+        let item = rig
+            .machine
+            .updated(Some(Err(error(ErrorKind::HistoryLost))), &rig.entropy);
+        assert!(matches!(item, Ok(Some(Follow::Interrupted(_)))));
+        assert!(rig.rests() >= took);
+        let list = rig.list_slowly(took, Ok(View::new(at(index * 1_000 + 500), Vec::new())));
+        assert!(matches!(list, Ok(Follow::Snapshot(_))));
+    }
 }
 
 #[test]
@@ -200,6 +234,22 @@ fn a_watch_that_ends_without_a_word_is_taken_up_again() {
 }
 
 #[test]
+fn the_end_of_an_interruption_is_told_once_and_by_a_list_alone() {
+    let mut rig = Rig::listed(7);
+    assert!(rig.update(Update::Open(at(7))).is_none(), "no interruption");
+    rig.breaks(ErrorKind::Unavailable);
+    rig.breaks(ErrorKind::Unavailable);
+    assert!(matches!(rig.update(Update::Open(at(9))), Some(Follow::Resumed(i)) if i == at(9)));
+    assert!(rig.update(Update::Open(at(9))).is_none());
+    rig.breaks(ErrorKind::HistoryLost);
+    assert!(matches!(
+        rig.list(Ok(View::new(at(30), Vec::new()))),
+        Ok(Follow::Snapshot(_))
+    ));
+    assert!(rig.update(Update::Open(at(30))).is_none());
+}
+
+#[test]
 fn lists_that_succeed_between_lost_histories_do_not_make_it_hurry() {
     let mut rig = Rig::listed(7);
     let mut pauses = Vec::new();
@@ -218,7 +268,10 @@ fn pauses_grow_until_something_is_told() {
     for _ in 0..8 {
         rig.breaks(ErrorKind::Unavailable);
         // Not a sign of health: the watch opens, and breaks.
-        assert!(rig.update(Update::Open(at(7))).is_none());
+        assert!(matches!(
+            rig.update(Update::Open(at(7))),
+            Some(Follow::Resumed(_))
+        ));
     }
     let late = rig.breaks(ErrorKind::Unavailable);
     assert!(first <= Duration::from_millis(25), "{first:?}");

@@ -27,7 +27,8 @@
 //! # Caveats
 //! * Nothing moves while the stream is not polled: there is no task behind it. One that is left
 //!   alone while much happens in the store gets a snapshot instead of the changes.
-//! * Between an interruption and the next item the copy is old, by an amount that nobody knows.
+//! * After an interruption the copy is old, by an amount that nobody knows: until a snapshot, or
+//!   until [`Follow::Resumed`] and what follows it up to its index.
 //! * The deletion of a directory is one event for all in it ([`Event::removes`]).
 //!
 //! # Cost
@@ -49,6 +50,7 @@ use crate::error::{Error, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Runtime;
 use crate::store::{Event, Scope, Store, View};
+use machine::Machine;
 
 /// What a [`Watcher`] yields.
 #[derive(Clone, Debug)]
@@ -62,6 +64,9 @@ pub enum Follow {
     Progress(Index),
     /// The store cannot be followed at the moment. It is tried again; nothing is lost.
     Interrupted(Error),
+    /// It is followed again after an interruption. The store has reached this index; what has
+    /// changed up to there comes at once, if anything has.
+    Resumed(Index),
 }
 
 /// A stream of what becomes of a key or a tree: see the [module](self) for what it promises. Made
@@ -96,7 +101,21 @@ pub struct Watcher {
 impl Watcher {
     /// Follows `key`, alone or with all below it, in this store.
     pub fn new(store: Arc<dyn Store>, key: Key, scope: Scope, runtime: &Runtime) -> Self {
-        let items = driver::items(store, key.clone(), scope, runtime.clone());
+        let items = driver::items(store, key.clone(), scope, runtime.clone(), Machine::new());
+        Self { key, items }
+    }
+
+    /// Goes on from a read at `index` that the caller has made: the first item is what changed
+    /// after it.
+    pub(crate) fn after(
+        store: Arc<dyn Store>,
+        key: Key,
+        scope: Scope,
+        runtime: &Runtime,
+        index: Index,
+    ) -> Self {
+        let machine = Machine::after(index);
+        let items = driver::items(store, key.clone(), scope, runtime.clone(), machine);
         Self { key, items }
     }
 

@@ -415,8 +415,7 @@ pub(crate) async fn a_shutdown_ends_it(world: World) {
     let mut lock = client.get_lock("/customer1", LONGER);
     lock.acquire().await.unwrap();
     let end = client.shutdown(LONG).await;
-    // The session's task has ended; that of the line goes with the guard.
-    assert_eq!((end.left_to_ttl, end.tasks_left), (0, 1));
+    assert_eq!((end.left_to_ttl, end.tasks_left), (0, 0));
     assert_eq!(lock.token(), None);
     assert!(!lock.is_locked().await.unwrap());
     assert_eq!(

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test crate uses a part
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,9 +56,14 @@ pub fn tenure(etcd: &Etcd) -> Command {
 
 /// `tenure lock NAME options -- sh -c SCRIPT`.
 pub fn lock(etcd: &Etcd, arguments: &[&str], script: &str) -> Command {
+    under(etcd, &["lock"], arguments, script)
+}
+
+/// `tenure VERB options -- sh -c SCRIPT`.
+pub fn under(etcd: &Etcd, verb: &[&str], arguments: &[&str], script: &str) -> Command {
     let mut command = tenure(etcd);
     command
-        .arg("lock")
+        .args(verb)
         .args(arguments)
         .args(["--", "sh", "-c", script]);
     command
@@ -78,6 +84,32 @@ pub fn lines(file: &Path, number: usize) -> Vec<String> {
         assert!(now().since(start) < PATIENCE, "{number} lines in {text:?}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = now();
+    while !is_so() {
+        assert!(now().since(start) < PATIENCE, "{what}: not so");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs it, gives it this on standard input, and waits for its end.
+pub fn fed(command: &mut Command, input: &str) -> Output {
+    let command = command.stdin(Stdio::piped());
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// What was written on standard output, line by line.
+pub fn said(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(str::to_owned).collect()
 }
 
 /// Waits for the end; killed if that takes too long.
@@ -108,9 +140,13 @@ pub fn signal(child: &Child, signal: &str) {
 
 /// The tickets in the line of a lock.
 pub fn tickets(etcd: &Etcd, name: &str) -> Vec<String> {
-    let (_, body) = etcd
-        .http(&format!("/v2/keys/_locks/{name}?sorted=true"))
-        .unwrap();
+    children(etcd, &format!("/_locks/{name}"))
+}
+
+/// What is directly below a key.
+pub fn children(etcd: &Etcd, key: &str) -> Vec<String> {
+    let path = format!("/v2/keys{key}?sorted=true&quorum=true");
+    let (_, body) = etcd.http(&path).unwrap();
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     let nodes = body["node"]["nodes"]
         .as_array()

@@ -190,29 +190,41 @@ impl<S: Store + Clone> Store for V2Like<S> {
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
-        assert_eq!(withdraw.naming, Naming::Ticket, "recipes append tickets");
-        let view = self.inner.get(Get::children(withdraw.dir.clone())).await?;
-        let is_ours = |node: &&Node| {
-            Layout::Numbered
-                .ticket(&withdraw.dir, node)
-                .is_some_and(|ticket| ticket.tag == Some(withdraw.tag))
-        };
-        let Some(node) = view.nodes.iter().find(is_ours) else {
-            return Ok(Withdrawn::new(view.index, false, withdraw.node.is_some()));
-        };
-        let value = Condition::Value(node.value.clone());
-        match self
-            .inner
-            .delete(Delete::new(node.key.clone()).when(value))
-            .await
-        {
-            Ok(deleted) => Ok(Withdrawn::new(deleted.index, true, true)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let index = error.index().unwrap_or(view.index);
-                Ok(Withdrawn::new(index, false, true))
-            }
-            Err(error) => Err(error),
+        if withdraw.naming == Naming::Tag {
+            let key = withdraw.dir.join(&withdraw.tag.to_string())?;
+            return match self.inner.delete(Delete::new(key)).await {
+                Ok(deleted) => Ok(Withdrawn::new(deleted.index, true, true)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let index = error.index().unwrap_or(tenure::Index::new(1).unwrap());
+                    Ok(Withdrawn::new(index, false, withdraw.node.is_some()))
+                }
+                Err(error) => Err(error),
+            };
         }
+        for _ in 0..4 {
+            let view = self.inner.get(Get::children(withdraw.dir.clone())).await?;
+            let is_ours = |node: &&Node| {
+                Layout::Numbered
+                    .ticket(&withdraw.dir, node)
+                    .is_some_and(|ticket| ticket.tag == Some(withdraw.tag))
+            };
+            let Some(node) = view.nodes.iter().find(is_ours) else {
+                return Ok(Withdrawn::new(view.index, false, withdraw.node.is_some()));
+            };
+            let value = Condition::Value(node.value.clone());
+            let delete = Delete::new(node.key.clone()).when(value);
+            match self.inner.delete(delete).await {
+                Ok(deleted) => return Ok(Withdrawn::new(deleted.index, true, true)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let index = error.index().unwrap_or(view.index);
+                    return Ok(Withdrawn::new(index, false, true));
+                }
+                // It says something else by now.
+                Err(error) if error.kind() == ErrorKind::ConditionFailed => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "it kept changing"))
     }
 
     async fn delete(&self, delete: Delete) -> Result<Deleted> {
@@ -246,7 +258,10 @@ impl<S: Store + Clone> Store for V2Like<S> {
             let lease = leases.get_mut(&renew.lease).expect("it was there");
             let mut known = std::mem::take(&mut lease.keys);
             for attached in &renew.keys {
-                let held = known.remove(&attached.key).unwrap_or_else(|| Held {
+                let held = known.remove(&attached.key);
+                // What it is compared with is what the session believes.
+                let held = held.filter(|held| held.value == attached.value);
+                let held = held.unwrap_or_else(|| Held {
                     value: attached.value.clone(),
                     pin: None,
                     unanswered: None,

@@ -42,7 +42,7 @@ pub(crate) async fn news(watcher: &mut Watcher) -> Follow {
     let news = async {
         loop {
             match watcher.next().await {
-                Some(Ok(Follow::Progress(_) | Follow::Interrupted(_))) => {}
+                Some(Ok(Follow::Progress(_) | Follow::Interrupted(_) | Follow::Resumed(_))) => {}
                 Some(Ok(item)) => return item,
                 other => panic!("{other:?}"),
             }
@@ -101,7 +101,7 @@ impl Copy {
                 assert!(self.index <= Some(index), "progress back to {index}");
                 self.index = Some(index);
             }
-            Follow::Interrupted(_) => {}
+            Follow::Interrupted(_) | Follow::Resumed(_) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -1,18 +1,24 @@
 //! What the command line says.
 
-use std::ffi::OsString;
+mod queue;
+mod run;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use queue::{Chosen, Pushing, QueueArgs, QueueCommand, QueueName, Working};
+pub(crate) use run::{ElectArgs, LockArgs, RunArgs, SemaphoreArgs};
+
 #[derive(Debug, Parser)]
 #[command(
     name = "tenure",
     version,
-    about = "A lock around any program, and the keys of a store",
-    long_about = "A lock around any program, safe where others are not: when the lock is lost, \
-                  the program is stopped before another can hold it.",
+    about = "Locks, elections, semaphores and queues around any program, and the keys of a store",
+    long_about = "Locks, elections, semaphores and queues around any program, safe where others \
+                  are not: when what it runs under is lost, the program is stopped before another \
+                  can have it.",
     after_help = "Stores:\n  \
         etcd2://host:port,host:port/prefix    etcd's v2 keys API (etcd <= 3.5 with --enable-v2)\n  \
         etcd2s://host:port?ca=F&cert=F&key=F  the same over TLS\n  \
@@ -52,6 +58,11 @@ pub(crate) struct StoreArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Lock(LockArgs),
+    Elect(ElectArgs),
+    Semaphore(SemaphoreArgs),
+    Leader(LeaderArgs),
+    Status(StatusArgs),
+    Queue(QueueArgs),
     #[command(flatten)]
     Keys(KeysCommand),
     Bench(BenchArgs),
@@ -62,6 +73,32 @@ pub(crate) enum Command {
     },
     /// Prints the manual page
     Man,
+}
+
+/// Prints who leads: the value, the token, since when; 1 if nobody does
+#[derive(Debug, Args)]
+pub(crate) struct LeaderArgs {
+    /// The election's name
+    pub(crate) name: String,
+    /// Goes on, and prints each change
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// Prints who holds and who waits, in order: token, since when, who; 1 if nobody does
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The name, of a lock unless something else is said
+    pub(crate) name: String,
+    /// It is an election's
+    #[arg(long)]
+    pub(crate) election: bool,
+    /// It is a semaphore's
+    #[arg(long, conflicts_with = "election")]
+    pub(crate) semaphore: bool,
+    /// It is the key of a line
+    #[arg(long, conflicts_with_all = ["election", "semaphore"])]
+    pub(crate) raw: bool,
 }
 
 /// How results are written.
@@ -156,6 +193,10 @@ pub(crate) struct WatchArgs {
     /// And of everything below it
     #[arg(long, short)]
     pub(crate) recursive: bool,
+    /// First what is there now, everything below the key as of one index; then each change, also
+    /// across lost connections and lost history; says when it is stale
+    #[arg(long, conflicts_with_all = ["recursive", "from"])]
+    pub(crate) cache: bool,
     /// From this index on; default: from now on
     #[arg(long, value_name = "INDEX")]
     pub(crate) from: Option<u64>,
@@ -212,47 +253,16 @@ pub(crate) enum Bench {
     Lock,
     /// Acquire and release of one lock by all clients
     Contend,
+    /// From a resignation to the next leader
+    Elect,
+    /// Acquire and release of a semaphore with half as many permits as there are clients
+    Semaphore,
+    /// Pushes of 100 bytes
+    Push,
+    /// Push, claim and ack, each client a producer and a consumer of one queue
+    Queue,
 }
 
-/// Runs a command while holding a lock
-///
-/// Waits for its turn, runs the command, and gives the lock back when the command and everything
-/// that it started have ended. When the lock is lost the command is stopped before another can
-/// hold it: it gets TERM a grace before that, then KILL; also when this program itself is stopped
-/// or killed.
-///
-/// The command finds TENURE_NAME, TENURE_KEY and TENURE_TOKEN in its environment. The token rises
-/// from holder to holder: let whatever is written to refuse smaller ones.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: the command's own; 64 usage; 69 store not reached; 75 not \
-                        acquired; 76 lost, and the command was stopped; 77 not authorised; \
-                        126, 127 command not executable, not found; 130 interrupted while waiting"
-)]
-pub(crate) struct LockArgs {
-    /// The lock's name
-    pub(crate) name: String,
-    /// Take the name for the key of a line as it is, to share it with other programs
-    #[arg(long)]
-    pub(crate) raw: bool,
-    /// How long the lock stays taken after its holder's death
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
-    pub(crate) ttl: Duration,
-    /// Give up waiting after this long
-    #[arg(long, value_parser = duration, value_name = "TIME", conflicts_with = "try_once")]
-    pub(crate) timeout: Option<Duration>,
-    /// Do not wait at all
-    #[arg(long = "try")]
-    pub(crate) try_once: bool,
-    /// How long before the lock is lost the command gets TERM; default: a fifth of the TTL; at most
-    /// half of it less 500 ms
-    #[arg(long, value_parser = duration, value_name = "TIME")]
-    pub(crate) grace: Option<Duration>,
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub(crate) command: Vec<OsString>,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write one like 10s or 500ms"))
 }

@@ -1,14 +1,14 @@
 //! `tenure bench`: closed loops of some clients for some seconds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
 use tenure::runtime::{Clock, Instant};
 use tenure::store::Expiry;
-use tenure::{Client, Key, Result, Store, StoreExt};
+use tenure::{Client, Key, Name, Result, Store, StoreExt};
 
 use crate::args::{Bench, BenchArgs};
 use crate::exit;
@@ -49,9 +49,20 @@ struct Referee {
     held: AtomicBool,
     token: AtomicU64,
     violations: AtomicU64,
+    /// When the last leader began to resign.
+    resigned: Mutex<Option<Instant>>,
 }
 
 impl Referee {
+    fn resigning(&self, now: Instant) {
+        *self.resigned.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    fn resigned(&self) -> Option<Instant> {
+        let mut resigned = self.resigned.lock().unwrap_or_else(PoisonError::into_inner);
+        resigned.take()
+    }
+
     fn enter(&self, token: u64) {
         let was_held = self.held.swap(true, Ordering::SeqCst);
         let older = self.token.swap(token, Ordering::SeqCst);
@@ -100,6 +111,10 @@ async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
                 Bench::Put | Bench::Get => keys(client, args.what, root, number, until).await,
                 Bench::Lock => locks(client, &format!("bench-{number}"), None, until).await,
                 Bench::Contend => locks(client, "bench", Some(referee), until).await,
+                Bench::Elect => terms(client, number, referee, until).await,
+                Bench::Semaphore => permits(client, args.clients.div_ceil(2), until).await,
+                Bench::Push => pushes(client, root, until).await,
+                Bench::Queue => jobs(client, root, until).await,
             }
         }
     });
@@ -107,6 +122,13 @@ async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
     let took = clock.now().since(began);
     if let Some(client) = clients.first() {
         client.store().remove_tree(&root).await?;
+        if matches!(args.what, Bench::Push | Bench::Queue) {
+            // The books of the raw queue, whose jobs were below the root.
+            let books = Key::root()
+                .join("_queues")?
+                .join(Name::new(root.as_str())?.segment())?;
+            client.store().remove_tree(&books).await?;
+        }
     }
     for client in &clients {
         client.shutdown(Duration::from_secs(5)).await;
@@ -160,6 +182,67 @@ async fn locks(
     Ok(lane)
 }
 
+/// Each candidate leads in turn; what counts is how long nobody does.
+async fn terms(client: &Client, number: usize, referee: &Referee, until: Instant) -> Result<Lane> {
+    let election = client.election("bench");
+    let mut lane = Lane::new(until);
+    while lane.round().await.is_some() {
+        let leadership = election.campaign(number.to_string()).await?;
+        if let Some(began) = referee.resigned() {
+            lane.done(began);
+        }
+        referee.enter(leadership.token());
+        referee.leave();
+        referee.resigning(lane.clock.now());
+        leadership.resign().await?;
+    }
+    Ok(lane)
+}
+async fn permits(client: &Client, permits: u32, until: Instant) -> Result<Lane> {
+    let semaphore = client
+        .semaphore(format!("bench-{permits}"))
+        .permits(permits);
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        semaphore.acquire().await?.release().await?;
+        lane.done(began);
+    }
+    Ok(lane)
+}
+
+async fn pushes(client: &Client, root: &Key, until: Instant) -> Result<Lane> {
+    let queue = client.raw_queue(root.join("jobs")?);
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        queue.push(vec![b'x'; 100]).await?;
+        lane.done(began);
+    }
+    Ok(lane)
+}
+
+/// Each round is a push, and the claim and the ack of some job.
+async fn jobs(client: &Client, root: &Key, until: Instant) -> Result<Lane> {
+    let queue = client.raw_queue(root);
+    let mut consumer = queue.consumer(1);
+    let mut lane = Lane::new(until);
+    while let Some(began) = lane.round().await {
+        queue.push(vec![b'x'; 100]).await?;
+        let delivery = tokio::select! {
+            biased;
+            delivery = consumer.next() => delivery,
+            // Others have taken what is left.
+            () = lane.clock.sleep_until(until) => break,
+        };
+        let Some(delivery) = delivery else {
+            break;
+        };
+        delivery?.ack().await?;
+        lane.done(began);
+    }
+    consumer.close().await;
+    Ok(lane)
+}
+
 fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, violations: u64) {
     let counts = lanes.iter().map(|lane| lane.latencies.len());
     let (min, max) = (counts.clone().min(), counts.max());
@@ -174,6 +257,10 @@ fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, vio
         Bench::Get => "get",
         Bench::Lock => "lock",
         Bench::Contend => "contend",
+        Bench::Elect => "elect",
+        Bench::Semaphore => "semaphore",
+        Bench::Push => "push",
+        Bench::Queue => "queue",
     };
     let mut line = json!({
         "what": what,
@@ -185,7 +272,7 @@ fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, vio
         "p99_us": percentile(99),
         "secs": (took.as_secs_f64() * 1000.0).round() / 1000.0,
     });
-    if let (Bench::Contend, Some(line)) = (args.what, line.as_object_mut()) {
+    if let (Bench::Contend | Bench::Elect, Some(line)) = (args.what, line.as_object_mut()) {
         line.insert("min".into(), min.unwrap_or(0).into());
         line.insert("max".into(), max.unwrap_or(0).into());
         line.insert("violations".into(), violations.into());

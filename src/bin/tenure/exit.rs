@@ -24,6 +24,14 @@ pub(crate) const NOT_ACQUIRED: u8 = 75;
 pub(crate) const LOST: u8 = 76;
 pub(crate) const NOT_AUTHORISED: u8 = 77;
 
+/// The code of what went well, or of an error, which is printed.
+pub(crate) fn reported(outcome: tenure::Result<u8>) -> u8 {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("tenure: {error}");
+        code(&error)
+    })
+}
+
 /// The code for an error of the store.
 pub(crate) fn code(error: &Error) -> u8 {
     match error.kind() {
@@ -32,6 +40,8 @@ pub(crate) fn code(error: &Error) -> u8 {
         | ErrorKind::InvalidValue
         | ErrorKind::InvalidTtl
         | ErrorKind::InvalidOptions
+        | ErrorKind::LimitMismatch
+        | ErrorKind::TooHeavy
         | ErrorKind::Unsupported => USAGE,
         ErrorKind::NotFound
         | ErrorKind::AlreadyExists

@@ -12,6 +12,7 @@ use tenure::{Error, ErrorKind, Index, Key, Result, Store, StoreExt, StoreUrl, Tt
 
 use crate::args::{Conditions, Format, KeysCommand, Lifetime, WatchArgs};
 use crate::exit;
+use crate::out::{insert_value, one_line, print, say, try_say};
 use crate::signals::Signals;
 
 /// How often a write that keeps a time-to-live is tried anew when somebody came between.
@@ -249,19 +250,6 @@ fn tell(event: &Event, format: Format) -> bool {
     }
 }
 
-/// With what would end or alter a line written as in a program: `\n`.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if letter.is_control() {
-            line.extend(letter.escape_default());
-        } else {
-            line.push(letter);
-        }
-    }
-    line
-}
-
 /// What a cluster tells of itself, only an etcd does.
 fn cluster(url: &StoreUrl) -> Result<etcd2::Client> {
     match url.etcd2() {
@@ -407,32 +395,6 @@ fn node_json(node: &Node) -> Value {
     line.insert("created".into(), node.created.get().into());
     line.insert("modified".into(), node.modified.get().into());
     Value::Object(line)
-}
-
-/// As `value` if it is text, else as `value_hex`.
-fn insert_value(line: &mut Map<String, Value>, value: &[u8]) {
-    match std::str::from_utf8(value) {
-        Ok(text) => line.insert("value".into(), text.into()),
-        Err(_) => {
-            let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
-            line.insert("value_hex".into(), hex.into())
-        }
-    };
-}
-
-fn print(value: &Value) {
-    say(&value.to_string());
-}
-
-/// A reader that is gone is no error.
-fn say(line: &str) {
-    let _ = try_say(line);
-}
-
-/// A line on standard output, at once: whoever reads it may wait for it.
-fn try_say(line: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush())
 }
 
 fn print_value(value: &[u8]) {

@@ -1,21 +1,28 @@
-//! The command `tenure`: a lock around any program, and the keys of a store.
+//! The command `tenure`: locks, elections, semaphores and queues around any program, and the keys
+//! of a store.
 
 mod args;
 mod bench;
+mod cache;
 mod exit;
 mod guardian;
+mod held;
 mod keys;
-mod lock;
+mod out;
 mod process;
+mod queue;
+mod runner;
 mod signals;
+mod status;
 mod store;
+mod work;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use args::{Cli, Command};
+use args::{Cli, Command, KeysCommand};
 use signals::Signals;
 
 fn main() -> ExitCode {
@@ -41,7 +48,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => ExitCode::from(runtime.block_on(run(cli))),
+        Ok(runtime) => {
+            let code = runtime.block_on(run(cli));
+            // A thread may still wait for standard input.
+            runtime.shutdown_background();
+            ExitCode::from(code)
+        }
         Err(error) => {
             eprintln!("tenure: {error}");
             ExitCode::from(exit::SOFTWARE)
@@ -71,7 +83,7 @@ async fn run(cli: Cli) -> u8 {
     match &cli.command {
         Command::Completions { shell } => return completions(*shell),
         Command::Man => return man(),
-        Command::Lock(_) | Command::Keys(_) | Command::Bench(_) => {}
+        _ => {}
     }
     let url = match store::url(&cli.store) {
         Ok(url) => url,
@@ -92,11 +104,21 @@ async fn run(cli: Cli) -> u8 {
             Err(code) => return code,
         },
     };
+    let client = &opened.client;
+    let format = cli.format;
     match &cli.command {
-        Command::Lock(args) => lock::run(&opened.client, args, &mut signals).await,
+        Command::Lock(args) => held::lock(client, args, &mut signals).await,
+        Command::Elect(args) => held::elect(client, args, &mut signals).await,
+        Command::Semaphore(args) => held::semaphore(client, args, &mut signals).await,
+        Command::Leader(args) => status::leader(client, args, format, &mut signals).await,
+        Command::Status(args) => status::status(client, args, format, &mut signals).await,
+        Command::Queue(args) => queue::run(client, args, format, &mut signals).await,
+        Command::Keys(KeysCommand::Watch(args)) if args.cache => {
+            cache::run(client, args, format, &mut signals).await
+        }
         Command::Keys(command) => {
-            let store = &**opened.client.store();
-            keys::run(&opened.url, store, command, cli.format, &mut signals).await
+            let store = &**client.store();
+            keys::run(&opened.url, store, command, format, &mut signals).await
         }
         Command::Bench(args) => bench::run(&opened, args, &mut signals).await,
         Command::Completions { .. } | Command::Man => exit::DONE,

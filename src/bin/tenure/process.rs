@@ -1,6 +1,6 @@
 //! Processes: who descends from this one, and how all of them are ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus};
@@ -93,6 +93,17 @@ pub(crate) fn signal_descendants(signal: Signal) {
     signal_descendants_outside(None, signal);
 }
 
+/// The same to all but those that descend from one of these, and these; whether there were any that
+/// had not ended.
+pub(crate) fn signal_strays(others: &BTreeSet<u32>, signal: Signal) -> bool {
+    let mut found = false;
+    for (pid, ended) in below(|pid| others.contains(&pid.unsigned_abs())) {
+        found |= !ended;
+        let _ = kill_process(pid, signal);
+    }
+    found
+}
+
 /// The same to all that are not in this process group.
 pub(crate) fn signal_descendants_outside(group: Option<Pid>, signal: Signal) {
     for pid in descendants() {
@@ -104,9 +115,14 @@ pub(crate) fn signal_descendants_outside(group: Option<Pid>, signal: Signal) {
 }
 
 /// All processes below this one. Also those that look ended: only their first thread may be.
-#[cfg(target_os = "linux")]
 fn descendants() -> Vec<Pid> {
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    below(|_| false).into_iter().map(|(pid, _)| pid).collect()
+}
+
+/// All processes below this one, without some and what is below those; and whether they look ended.
+#[cfg(target_os = "linux")]
+fn below(without: impl Fn(i32) -> bool) -> Vec<(Pid, bool)> {
+    let mut children: BTreeMap<i32, Vec<(i32, bool)>> = BTreeMap::new();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
@@ -114,30 +130,38 @@ fn descendants() -> Vec<Pid> {
             continue;
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        if let Some(parent) = stat.ok().as_deref().and_then(parent) {
-            children.entry(parent).or_default().push(pid);
+        if let Some((state, parent)) = stat.ok().as_deref().and_then(parent) {
+            children
+                .entry(parent)
+                .or_default()
+                .push((pid, state == "Z"));
         }
     }
     let mut found = Vec::new();
     let mut next = vec![rustix::process::getpid().as_raw_nonzero().get()];
     while let Some(pid) = next.pop() {
-        for child in children.remove(&pid).unwrap_or_default() {
+        for (child, ended) in children.remove(&pid).unwrap_or_default() {
+            if without(child) {
+                continue;
+            }
             next.push(child);
-            found.extend(Pid::from_raw(child));
+            found.extend(Pid::from_raw(child).map(|child| (child, ended)));
         }
     }
     found
 }
 
-/// The parent in a line of `/proc/PID/stat`. The name before it, in brackets, can hold anything.
+/// The state and the parent in a line of `/proc/PID/stat`. The name before them, in brackets, can
+/// hold anything.
 #[cfg(target_os = "linux")]
-fn parent(stat: &str) -> Option<i32> {
+fn parent(stat: &str) -> Option<(&str, i32)> {
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+    let mut words = rest.split_ascii_whitespace();
+    Some((words.next()?, words.next()?.parse().ok()?))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn descendants() -> Vec<Pid> {
+fn below(_: impl Fn(i32) -> bool) -> Vec<(Pid, bool)> {
     Vec::new()
 }
 
@@ -147,8 +171,8 @@ mod tests {
 
     #[test]
     fn a_process_may_have_any_name() {
-        assert_eq!(parent("7 (a) b) S 3 7 7"), Some(3));
-        assert_eq!(parent("7 (x) Z 12 7 7"), Some(12));
+        assert_eq!(parent("7 (a) b) S 3 7 7"), Some(("S", 3)));
+        assert_eq!(parent("7 (x) Z 12 7 7"), Some(("Z", 12)));
         assert_eq!(parent(""), None);
     }
 }

@@ -49,6 +49,7 @@ impl Core {
                 .map_err(NotCommitted::Condition)?;
         }
         self.commit_fits(commit).map_err(NotCommitted::Refused)?;
+        self.commit = Some(self.index.next());
         let nodes = commit.operations.iter().map(|operation| match operation {
             Operation::Put(put) => Some(self.put_now(put).node.clone()),
             Operation::Delete(delete) => {
@@ -56,7 +57,9 @@ impl Core {
                 None
             }
         });
-        Ok(nodes.collect())
+        let nodes = nodes.collect();
+        self.commit = None;
+        Ok(nodes)
     }
 
     fn commit_fits(&self, commit: &Commit) -> Outcome<()> {

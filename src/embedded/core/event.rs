@@ -69,6 +69,9 @@ pub(crate) struct Event {
     pub(crate) previous: Option<Node>,
     /// A refresh has an index and a place in the history, but nobody is told.
     pub(crate) refresh: bool,
+    /// The first index of the commit that it belongs to, if it came of one. A journal does not
+    /// tell it: no watch outlives a restart.
+    pub(crate) commit: Option<Index>,
 }
 
 impl Event {

@@ -75,6 +75,20 @@ impl History {
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         Ok(self.events.iter().skip(skip))
     }
+
+    /// The same without what a journal does not tell.
+    #[cfg(test)]
+    pub(crate) fn without_commits(&self) -> Self {
+        let plain = |event: &Arc<Event>| {
+            let mut event = Event::clone(event);
+            event.commit = None;
+            Arc::new(event)
+        };
+        Self {
+            events: self.events.iter().map(plain).collect(),
+            ..*self
+        }
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +113,7 @@ mod tests {
             node,
             previous: None,
             refresh: false,
+            commit: None,
         })
     }
 

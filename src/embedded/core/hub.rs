@@ -38,7 +38,8 @@ struct Watcher {
 /// What a watcher finds when it looks.
 #[derive(Debug)]
 pub(crate) enum Look {
-    Event(Arc<Event>),
+    /// An event, and whether the next one is ready and of the same commit.
+    Event(Arc<Event>, bool),
     /// Nothing; its waker is kept.
     Nothing,
     /// It was too slow, or is not registered.
@@ -93,7 +94,10 @@ impl Hub {
             return Look::Lost;
         }
         if let Some(event) = watcher.queue.pop_front() {
-            return Look::Event(event);
+            // A commit is published in one go, so what is left of it is in the queue.
+            let next = watcher.queue.front().and_then(|next| next.commit);
+            let more = next.is_some() && next == event.commit;
+            return Look::Event(event, more);
         }
         if !watcher
             .waker

@@ -70,6 +70,7 @@ impl Core {
             node,
             previous,
             refresh,
+            commit: self.commit,
         })
     }
 
@@ -89,6 +90,7 @@ impl Core {
             node,
             previous,
             refresh: false,
+            commit: self.commit,
         }))
     }
 

@@ -76,6 +76,8 @@ pub(crate) struct Core {
     /// The head of the timeline as the watchers know it.
     announced: Option<Age>,
     logbook: Option<Logbook>,
+    /// The first index of the commit that is being done.
+    commit: Option<Index>,
 }
 
 impl Core {
@@ -94,6 +96,7 @@ impl Core {
             clock_at: now,
             announced: None,
             logbook: None,
+            commit: None,
         }
     }
 

@@ -76,7 +76,7 @@ impl Core {
     /// What a watcher has not read yet, as `index action key`.
     pub(super) fn unread(&mut self, id: WatcherId) -> Vec<String> {
         std::iter::from_fn(|| match self.look(id, Waker::noop()).unwrap() {
-            Look::Event(event) => Some(told(&event)),
+            Look::Event(event, _) => Some(told(&event)),
             Look::Nothing(_) => None,
         })
         .collect()

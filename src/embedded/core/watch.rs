@@ -10,8 +10,8 @@ use crate::runtime::Instant;
 /// What a watcher finds when it looks.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// Something happened.
-    Event(Arc<Event>),
+    /// Something happened; and whether more of the same commit is ready.
+    Event(Arc<Event>, bool),
     /// Nothing yet. The waker is called when something does; something will by itself at this
     /// time, but only if somebody brings the store to it.
     Nothing(Option<Instant>),
@@ -41,7 +41,7 @@ impl Core {
     /// [`Code::HistoryCleared`] when it was too slow.
     pub(crate) fn look(&mut self, id: WatcherId, waker: &Waker) -> Outcome<Look> {
         match self.hub.look(id, waker) {
-            hub::Look::Event(event) => Ok(Look::Event(event)),
+            hub::Look::Event(event, more) => Ok(Look::Event(event, more)),
             hub::Look::Nothing => {
                 let next = self.timeline.next().map(|age| self.instant_of(age));
                 Ok(Look::Nothing(next))

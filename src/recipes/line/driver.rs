@@ -12,14 +12,15 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::machine::{Effect, Machine, Wants};
+use super::newcomers::Newcomers;
 use super::{Input, Joining, Lines, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
-use crate::runtime::Instant;
+use crate::runtime::{Entropy, Instant};
 use crate::session::{Loss, Term};
 use crate::store::{Change, Freshness, Get, Layout, Update, Updates, View, Watch};
 
-/// Runs until the last handle on the line is gone.
+/// Runs until the last handle on the line is gone, or the client was shut down.
 pub(super) async fn drive(
     lines: Arc<Lines>,
     dir: Key,
@@ -32,6 +33,7 @@ pub(super) async fn drive(
         let wake = driver.arrange();
         tokio::select! {
             biased;
+            () = driver.lines.closed.cancelled() => return,
             input = inputs.recv() => match input {
                 Some(input) => driver.take(input),
                 None => return,
@@ -44,10 +46,7 @@ pub(super) async fn drive(
 }
 
 /// A read that is under way.
-type Listing = BoxFuture<'static, Result<View>>;
-
-/// A failure this long after the pause for the one before begins a new series.
-const CALM: Duration = Duration::from_secs(2);
+pub(super) type Listing = BoxFuture<'static, Result<View>>;
 
 struct Driver {
     lines: Arc<Lines>,
@@ -55,19 +54,20 @@ struct Driver {
     layout: Layout,
     machine: Machine,
     tickets: BTreeMap<Position, Seat>,
+    newcomers: Newcomers,
     listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
-    /// No read or watch is begun before this: the last one failed.
-    pause: Option<(Instant, Duration)>,
+    /// No read or watch is begun while it lasts: the last one failed.
+    pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
     recheck_every: Duration,
     recheck: Instant,
 }
 
 /// One ticket of this process.
-struct Seat {
-    term: Arc<Term>,
-    admitted: Option<oneshot::Sender<Result<()>>>,
+pub(super) struct Seat {
+    pub(super) term: Arc<Term>,
+    pub(super) admitted: Option<oneshot::Sender<Result<u32>>>,
 }
 
 struct KeyWatch {
@@ -85,9 +85,10 @@ impl Driver {
             dir,
             machine: Machine::default(),
             tickets: BTreeMap::new(),
+            newcomers: Newcomers::default(),
             listing: None,
             watches: BTreeMap::new(),
-            pause: None,
+            pause: Pause::default(),
             recheck_every,
             recheck,
         }
@@ -108,6 +109,7 @@ impl Driver {
                         term,
                         known,
                         ttl,
+                        announcer,
                     },
                 role,
             } => {
@@ -120,6 +122,7 @@ impl Driver {
                 };
                 self.tickets
                     .insert(position.clone(), Seat { term, admitted });
+                self.newcomers.joined(now, position.clone(), announcer);
                 if holding {
                     self.machine.join_holding(position, at, now);
                 } else {
@@ -154,7 +157,7 @@ impl Driver {
                         let now = self.now();
                         self.machine.holding(&position, now);
                         if let Some(seat) = self.tickets.get_mut(&position) {
-                            answer(seat, Ok(()));
+                            answer(seat, Ok(1));
                         }
                     }
                     Effect::Gone(position) => {
@@ -178,9 +181,13 @@ impl Driver {
         let Wants { list, watch, wake } = self.machine.wants(now);
         self.watches.retain(|key, _| watch.contains_key(key));
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
-        match self.pause {
-            Some((until, _)) if now < until => next = next.min(until),
-            _ => {
+        let is_here = |position: &_| self.tickets.contains_key(position);
+        if let Some(settled) = self.newcomers.settle(now, is_here) {
+            next = next.min(settled);
+        }
+        match self.pause.after(now) {
+            Some(until) => next = next.min(until),
+            None => {
                 // A list that is wanted may show that a new watch is not.
                 if list.is_none() {
                     for (key, from) in watch {
@@ -297,18 +304,35 @@ impl Driver {
         }
         tracing::debug!(target: "tenure::line", dir = %self.dir, %error, "cannot see the line");
         let now = self.now();
-        // A list that succeeds between two watches that fail is no success.
-        let length = match self.pause {
-            Some((until, length)) if now < until + CALM => length * 2,
-            _ => Duration::from_millis(25),
-        };
-        let length = length.min(Duration::from_secs(1));
-        let until = now + self.lines.runtime.entropy.jitter(length);
-        self.pause = Some((until, length));
+        self.pause.begin(now, &self.lines.runtime.entropy);
     }
 }
 
-fn answer(seat: &mut Seat, answer: Result<()>) {
+/// A pause after a failure: until when, and its length, which doubles from failure to failure.
+#[derive(Default)]
+pub(super) struct Pause(Option<(Instant, Duration)>);
+
+impl Pause {
+    /// A failure this long after the pause for the one before begins a new series.
+    const CALM: Duration = Duration::from_secs(2);
+
+    /// Until when it lasts, if it does.
+    pub(super) fn after(&self, now: Instant) -> Option<Instant> {
+        self.0.map(|(until, _)| until).filter(|until| now < *until)
+    }
+
+    pub(super) fn begin(&mut self, now: Instant, entropy: &Entropy) {
+        // A list that succeeds between two watches that fail is no success.
+        let length = match self.0 {
+            Some((until, length)) if now < until + Self::CALM => length * 2,
+            _ => Duration::from_millis(25),
+        };
+        let length = length.min(Duration::from_secs(1));
+        self.0 = Some((now + entropy.jitter(length), length));
+    }
+}
+
+pub(super) fn answer(seat: &mut Seat, answer: Result<u32>) {
     if let Some(admitted) = seat.admitted.take() {
         // A waiter that has gone away has handed its ticket to the janitor.
         let _ = admitted.send(answer);
@@ -316,7 +340,9 @@ fn answer(seat: &mut Seat, answer: Result<()>) {
 }
 
 /// The read that is under way; never returns if there is none.
-fn in_flight<'a>(listing: &'a mut Option<Listing>) -> impl Future<Output = Result<View>> + 'a {
+pub(super) fn in_flight<'a>(
+    listing: &'a mut Option<Listing>,
+) -> impl Future<Output = Result<View>> + 'a {
     poll_fn(|cx| match listing {
         Some(view) => Pin::new(view).poll(cx),
         None => Poll::Pending,

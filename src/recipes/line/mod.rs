@@ -3,10 +3,15 @@
 //! One [`Line`] per directory and client: a task that shares one view of the line between all
 //! tickets of this process. [`machine`] decides what to read and watch and who is admitted;
 //! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left.
+//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! that of [`shared`] lines has a machine and a driver of its own.
 
 mod driver;
+mod leave;
 mod machine;
+mod newcomers;
+mod rule;
+pub(crate) mod shared;
 mod ticket;
 
 use std::collections::BTreeMap;
@@ -15,13 +20,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use rule::{Refusal, Rule, Shared};
 pub(crate) use ticket::Ticket;
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::{Runtime, Tasks};
-use crate::session::Term;
+use crate::session::{Announcer, Term};
 use crate::store::{Store, View, Withdrawn};
 
 /// How many keys of our own a client watches at once. Beyond that a loss is noticed at the next
@@ -33,8 +40,9 @@ pub(crate) struct Lines {
     store: Arc<dyn Store>,
     runtime: Runtime,
     tasks: Tasks,
-    open: Mutex<BTreeMap<Key, Weak<Line>>>,
+    open: Mutex<BTreeMap<(Key, Rule), Weak<Line>>>,
     own_watches: Arc<Semaphore>,
+    closed: CancellationToken,
 }
 
 impl Lines {
@@ -46,25 +54,41 @@ impl Lines {
             tasks,
             open: Mutex::default(),
             own_watches,
+            closed: CancellationToken::new(),
         })
     }
 
+    /// Ends the tasks of all lines, whoever still has a handle.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
+    }
+
     /// The line at `dir`. Its task starts with the first ticket and ends with the last.
-    pub(crate) fn line(self: &Arc<Self>, dir: &Key, ttl: Ttl) -> Arc<Line> {
+    pub(crate) fn line(self: &Arc<Self>, dir: &Key, ttl: Ttl, rule: Rule) -> Arc<Line> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = open.get(dir).and_then(Weak::upgrade) {
+        let name = (dir.clone(), rule.clone());
+        if let Some(line) = open.get(&name).and_then(Weak::upgrade) {
             return line;
         }
         let (inbox, inputs) = mpsc::unbounded_channel();
-        self.tasks
-            .spawn(driver::drive(self.clone(), dir.clone(), ttl, inputs));
+        match rule.clone() {
+            Rule::Exclusive => {
+                let task = driver::drive(self.clone(), dir.clone(), ttl, inputs);
+                self.tasks.spawn(task);
+            }
+            Rule::Shared(place) => {
+                let task = shared::driver::drive(self.clone(), place, ttl, inputs);
+                self.tasks.spawn(task);
+            }
+        }
         let line = Arc::new(Line {
             dir: dir.clone(),
+            rule,
             inbox,
             tickets: AtomicUsize::new(0),
             lines: Arc::downgrade(self),
         });
-        open.insert(dir.clone(), Arc::downgrade(&line));
+        open.insert(name, Arc::downgrade(&line));
         line
     }
 }
@@ -72,6 +96,7 @@ impl Lines {
 /// A handle on a line. With the last one gone the line's task ends.
 pub(crate) struct Line {
     dir: Key,
+    rule: Rule,
     inbox: mpsc::UnboundedSender<Input>,
     /// How many tickets of this process have joined and not left.
     tickets: AtomicUsize,
@@ -95,12 +120,14 @@ struct Joining {
     known: Option<View>,
     /// Bounds how long a lost event can go unnoticed.
     ttl: Ttl,
+    /// Says whose it is, once it has been here for a while.
+    announcer: Announcer,
 }
 
 enum Role {
-    /// It waits to be told.
-    Waiting(oneshot::Sender<Result<()>>),
-    /// It was found to be first.
+    /// It waits to be told under which limit it is admitted.
+    Waiting(oneshot::Sender<Result<u32>>),
+    /// It was found to be admitted.
     Holding,
 }
 
@@ -115,13 +142,13 @@ impl Line {
     }
 
     /// Joins the view and waits to be told.
-    fn join_waiting(&self, ticket: Joining) -> oneshot::Receiver<Result<()>> {
+    fn join_waiting(&self, ticket: Joining) -> oneshot::Receiver<Result<u32>> {
         let (admitted, admission) = oneshot::channel();
         self.join(ticket, Role::Waiting(admitted));
         admission
     }
 
-    /// Joins the view as the first.
+    /// Joins the view as one that is admitted.
     fn join_holding(&self, ticket: Joining) {
         self.join(ticket, Role::Holding);
     }
@@ -155,11 +182,9 @@ impl Drop for Line {
             return;
         };
         let mut open = lines.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open
-            .get(&self.dir)
-            .is_some_and(|line| line.strong_count() == 0)
-        {
-            open.remove(&self.dir);
+        let name = (self.dir.clone(), self.rule.clone());
+        if open.get(&name).is_some_and(|line| line.strong_count() == 0) {
+            open.remove(&name);
         }
     }
 }
@@ -182,8 +207,8 @@ mod tests {
         let (tasks, ttl) = (Tasks::here(), Ttl::DEFAULT);
         let lines = Lines::new(Arc::new(Embedded::new()), Runtime::default(), tasks.clone());
         let dir = Key::new("/_locks/a").unwrap();
-        let line = lines.line(&dir, ttl);
-        assert!(Arc::ptr_eq(&line, &lines.line(&dir, ttl)));
+        let line = lines.line(&dir, ttl, Rule::Exclusive);
+        assert!(Arc::ptr_eq(&line, &lines.line(&dir, ttl, Rule::Exclusive)));
         assert_eq!((lines.open.lock().unwrap().len(), tasks.len()), (1, 1));
         drop(line);
         assert_eq!(lines.open.lock().unwrap().len(), 0);

@@ -5,37 +5,36 @@
 //!   └── dropped ───────┴──▶ the janitor takes it back
 //! ```
 //!
-//! The tag exists, and dropping the ticket is already safe, before the first await.
+//! The tag exists, and dropping the ticket is already safe, before the first await. How a place is
+//! given up is in [`leave`](super::leave).
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Joining, Line};
+use super::rule::Verdict;
+use super::{Joining, Line, Rule};
 use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
-use crate::session::{Chore, Loss, Session, Term};
-use crate::store::{
-    Append, Appended, Expiry, Freshness, Get, Naming, Node, View, Withdraw, Withdrawn,
-};
+use crate::session::{Loss, Session, Term};
+use crate::store::{Append, Appended, Expiry, Freshness, Get, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
 const APPENDS: usize = 3;
 
 /// A place in a line. Dropping it gives the place up.
 pub(crate) struct Ticket {
-    core: Arc<Core>,
-    line: Arc<Line>,
-    session: Session,
-    tag: Tag,
-    state: State,
+    pub(super) core: Arc<Core>,
+    pub(super) line: Arc<Line>,
+    pub(super) session: Session,
+    pub(super) tag: Tag,
+    pub(super) state: State,
 }
 
-enum State {
+pub(super) enum State {
     /// The append may or may not have been sent.
     Armed,
     /// The append is known to have made a node.
@@ -44,14 +43,16 @@ enum State {
     Disarmed,
 }
 
-struct Seat {
-    node: Node,
-    position: Position,
-    term: Arc<Term>,
+pub(super) struct Seat {
+    pub(super) node: Node,
+    pub(super) position: Position,
+    pub(super) term: Arc<Term>,
     /// The line at or after the append, as far as it is known.
     known: Option<View>,
+    /// The limit that it was admitted under.
+    limit: Option<u32>,
     /// Whether the line's task knows of this ticket.
-    joined: bool,
+    pub(super) joined: bool,
 }
 
 impl Ticket {
@@ -70,7 +71,18 @@ impl Ticket {
         keep: &Keep,
         body: &Bytes,
     ) -> Result<Self> {
-        let line = core.lines.line(dir, keep.ttl());
+        Self::take_under(core, dir, Rule::Exclusive, keep, body).await
+    }
+
+    /// The same in a line of this rule.
+    pub(crate) async fn take_under(
+        core: &Arc<Core>,
+        dir: &Key,
+        rule: Rule,
+        keep: &Keep,
+        body: &Bytes,
+    ) -> Result<Self> {
+        let line = core.lines.line(dir, keep.ttl(), rule);
         let mut last = None;
         for _ in 0..APPENDS {
             let session = core.session(keep)?;
@@ -130,10 +142,11 @@ impl Ticket {
         }
     }
 
-    /// Waits until no ticket is before this one.
+    /// Waits until the line's rule admits this ticket.
     ///
     /// # Errors
-    /// `Lost` when the session ended or the ticket was deleted while it waited.
+    /// `Lost` when the session ended or the ticket was deleted while it waited; a refusal, if the
+    /// rule knows any.
     ///
     /// # Cancel safety
     /// Dropping the future keeps the place; dropping the ticket gives it up.
@@ -146,32 +159,70 @@ impl Ticket {
                 Err(error) => return Err(error),
             }
         }
-        if self.is_first()? {
-            return self.hold();
+        if let Some(limit) = self.admission()? {
+            return self.hold(limit);
         }
         let joining = self.joining()?;
         let term = joining.term.clone();
         let admission = self.line.join_waiting(joining);
-        tokio::select! {
+        let limit = tokio::select! {
             biased;
-            loss = term.lost() => Err(loss.into_error().during("wait").at(self.line.dir())),
-            answer = admission => {
-                // No answer: the line's task has ended, which only a shutdown makes it do.
-                answer.unwrap_or_else(|_| Err(Loss::Closed.into_error()))?;
-                term.check()
+            loss = term.lost() => {
+                return Err(loss.into_error().during("wait").at(self.line.dir()));
             }
-        }
+            // No answer: the line's task has ended, which only a shutdown makes it do.
+            answer = admission => answer.unwrap_or_else(|_| Err(Loss::Closed.into_error()))?,
+        };
+        self.seat_mut()?.limit = Some(limit);
+        term.check()
     }
 
-    /// Takes the place if no ticket is before it now, and gives it up otherwise.
+    /// Takes the first place if nobody is seen in line: looks, and appends only then. `None` when
+    /// somebody is there, or came between the look and the append.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    ///
+    /// # Cancel safety
+    /// As [`take`](Self::take).
+    pub(crate) async fn try_take(
+        core: &Arc<Core>,
+        dir: &Key,
+        keep: &Keep,
+        body: &Bytes,
+    ) -> Result<Option<Self>> {
+        let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
+        let look = Get::children(dir.clone()).fresh(seen).keys_only();
+        let view = core.store.get(look).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::ClusterChanged {
+                // Told once; what this client has seen counts for nothing there.
+                core.forget_seen();
+            }
+        })?;
+        let mut nodes = view.nodes.iter();
+        if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {
+            return Ok(None);
+        }
+        Self::take(core, dir, keep, body)
+            .await?
+            .admitted_now()
+            .await
+    }
+
+    /// Takes the place if the line's rule admits it now, and gives it up otherwise.
     pub(crate) async fn admitted_now(mut self) -> Result<Option<Self>> {
         self.look().await?;
-        if self.is_first()? {
-            self.hold()?;
+        if let Some(limit) = self.admission()? {
+            self.hold(limit)?;
             return Ok(Some(self));
         }
         self.release().await?;
         Ok(None)
+    }
+
+    /// The limit that it was admitted under: 1 in an exclusive line. `None` before that.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        self.seat().ok()?.limit
     }
 
     /// The number by which later holders are told from earlier ones.
@@ -210,45 +261,48 @@ impl Ticket {
         term.check().and(outcome)
     }
 
+    /// Gives it something else to say. It keeps its place.
+    ///
+    /// # Errors
+    /// `Lost` when its term ended before the outcome was known; anything else: nothing has changed,
+    /// and nothing will.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops what was not begun; what was begun goes on.
+    pub(crate) async fn rewrite(&self, body: &[u8]) -> Result<()> {
+        let Seat { node, term, .. } = self.seat()?;
+        term.check()?;
+        let value = self.core.layout.ticket_value(self.tag, body);
+        let outcome = self.session.rewrite(node.key.clone(), value).await;
+        term.check().and(outcome)
+    }
+
+    /// What it says, as far as answers tell.
+    pub(crate) fn body(&self) -> Bytes {
+        let Ok(Seat { node, term, .. }) = self.seat() else {
+            return Bytes::new();
+        };
+        let node = Node {
+            value: term.value(),
+            ..node.clone()
+        };
+        let ticket = self.core.layout.ticket(self.line.dir(), &node);
+        ticket.map_or_else(Bytes::new, |ticket| ticket.body)
+    }
+
+    /// Has it said in the store whose session this ticket hangs on.
+    pub(crate) fn announce(&self) {
+        self.session.announce();
+    }
+
+    /// The line that it stands in.
+    pub(crate) fn dir(&self) -> &Key {
+        self.line.dir()
+    }
+
     /// The mark of its append.
     pub(crate) fn tag(&self) -> Tag {
         self.tag
-    }
-
-    /// Gives the place up and reports.
-    ///
-    /// # Errors
-    /// `Lost` when it had been lost before; otherwise what the last attempt failed with. Attempts
-    /// go on until the term is over; what is left then is the janitor's.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves the rest to the janitor.
-    pub(crate) async fn release(mut self) -> Result<()> {
-        let term = self.term()?.clone();
-        term.check()?;
-        self.step_back();
-        let mut pause = Duration::from_millis(10);
-        loop {
-            // It compares with our own tag, so a repeated or a late one harms nobody.
-            let error = match self.core.store.withdraw(self.withdrawal()).await {
-                Ok(withdrawn) => {
-                    self.released(withdrawn);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let may_pass = error.is_transient() || error.is_ambiguous();
-            if !may_pass || term.check().is_err() {
-                return Err(error);
-            }
-            tracing::debug!(target: "tenure::line", dir = %self.line.dir(), %error, "release failed");
-            self.core
-                .runtime
-                .clock
-                .sleep(self.core.runtime.entropy.jitter(pause))
-                .await;
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
     }
 
     /// Sends the append, once.
@@ -256,6 +310,7 @@ impl Ticket {
         let expiry = Expiry::With(self.session.lease());
         let append = Append::ticket(self.line.dir().clone(), self.tag, expiry).body(body.clone());
         let Appended { node, before, .. } = self.core.store.append(append).await?;
+        let before = before.filter(|_| self.line.rule.needs_tickets_only());
         let known = before.map(|mut nodes| {
             nodes.push(node.clone());
             View::new(node.created, nodes)
@@ -266,7 +321,8 @@ impl Ticket {
     /// Looks whether the unanswered append has made its node by now.
     async fn adopt(&mut self, sent: Instant) -> Result<bool> {
         let dir = self.line.dir();
-        let view = self.core.store.get(Get::children(dir.clone())).await?;
+        let look = self.line.rule.look_for_tags(dir);
+        let view = self.core.store.get(look).await?;
         let is_ours = |node: &&Node| {
             self.core
                 .layout
@@ -297,6 +353,7 @@ impl Ticket {
             position,
             term,
             known,
+            limit: None,
             joined: false,
         });
         Ok(())
@@ -307,51 +364,45 @@ impl Ticket {
         let seat = self.seat()?;
         if seat.known.is_none() {
             let fresh = Freshness::AtLeast(seat.node.created);
-            let get = Get::children(self.line.dir().clone())
-                .fresh(fresh)
-                .keys_only();
+            let get = self.line.rule.look(self.line.dir()).fresh(fresh);
             let view = self.core.store.get(get).await?;
             self.seat_mut()?.known = Some(view);
         }
         Ok(())
     }
 
-    /// Whether the line is known and no ticket in it is before this one.
-    fn is_first(&self) -> Result<bool> {
+    /// The limit that it is admitted under, if the line is known and admits it.
+    fn admission(&self) -> Result<Option<u32>> {
         let seat = self.seat()?;
         let Some(view) = &seat.known else {
-            return Ok(false);
+            return Ok(None);
         };
-        let ticket = |node| self.core.layout.ticket(self.line.dir(), node);
-        match view
-            .nodes
-            .iter()
-            .filter_map(ticket)
-            .map(|ticket| ticket.position)
-            .min()
-        {
-            Some(first) if first == seat.position => Ok(true),
-            Some(first) if first < seat.position => Ok(false),
-            _ => {
+        let (rule, dir) = (&self.line.rule, self.line.dir());
+        match rule.judge(self.core.layout, dir, view, &seat.position) {
+            Verdict::Admitted(limit) => Ok(Some(limit)),
+            Verdict::Waits => Ok(None),
+            Verdict::Gone => {
                 seat.term.lose(Loss::Deleted);
                 Err(Loss::Deleted
                     .into_error()
                     .during("append")
                     .at(&seat.node.key))
             }
+            Verdict::Refused(refusal) => Err(refusal.into_error().at(dir)),
         }
     }
 
-    /// Tells the line's task that this ticket is the first.
-    fn hold(&mut self) -> Result<()> {
+    /// Tells the line's task that this ticket is admitted.
+    fn hold(&mut self, limit: u32) -> Result<()> {
         let joining = self.joining()?;
         let term = joining.term.clone();
+        self.seat_mut()?.limit = Some(limit);
         self.line.join_holding(joining);
         term.check()
     }
 
     fn joining(&mut self) -> Result<Joining> {
-        let ttl = self.session.ttl();
+        let (ttl, announcer) = (self.session.ttl(), self.session.announcer());
         let seat = self.seat_mut()?;
         seat.joined = true;
         let (position, at, term) = (seat.position.clone(), seat.node.created, seat.term.clone());
@@ -361,36 +412,8 @@ impl Ticket {
             term,
             known: seat.known.take(),
             ttl,
+            announcer,
         })
-    }
-
-    fn withdrawal(&self) -> Withdraw {
-        let dir = self.line.dir().clone();
-        let withdraw = Withdraw::new(dir, self.tag, Naming::Ticket).lease(self.session.lease());
-        match &self.state {
-            State::InLine(seat) => withdraw.node(seat.node.clone()),
-            State::Armed | State::Disarmed => withdraw,
-        }
-    }
-
-    /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
-    fn step_back(&self) {
-        if let State::InLine(seat) = &self.state {
-            self.session.detach(&seat.node.key);
-            if seat.joined {
-                self.line.leaving(seat.position.clone());
-            }
-        }
-    }
-
-    /// Nothing is left of it in the store.
-    fn released(&mut self, withdrawn: Withdrawn) {
-        self.core.saw(withdrawn.index);
-        if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)
-            && seat.joined
-        {
-            self.line.left(seat.position, withdrawn);
-        }
     }
 
     fn seat(&self) -> Result<&Seat> {
@@ -415,33 +438,6 @@ fn given_up(error: Error) -> Error {
         kind => kind,
     };
     error.into_kind(kind, "what the append may have made is being taken back")
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let withdraw = self.withdrawal();
-        self.step_back();
-        let joined = match std::mem::replace(&mut self.state, State::Disarmed) {
-            State::Disarmed => return,
-            State::Armed => None,
-            State::InLine(seat) => seat.joined.then_some(seat.position),
-        };
-        let (line, core) = (self.line.clone(), Arc::downgrade(&self.core));
-        let done = Box::new(move |withdrawn: Withdrawn| {
-            if let Some(core) = core.upgrade() {
-                core.saw(withdrawn.index);
-            }
-            if let Some(position) = joined {
-                line.left(position, withdrawn);
-            }
-        });
-        self.core.janitor.hand_over(Chore {
-            withdraw,
-            ttl: self.session.ttl().get(),
-            fate: self.session.fate(),
-            done,
-        });
-    }
 }
 
 impl fmt::Debug for Ticket {

@@ -98,6 +98,11 @@ impl JobId {
         )
     }
 
+    /// Whether it was pushed without an id.
+    pub(crate) fn is_generated(&self) -> bool {
+        Tag::parse(self.split().1).is_some()
+    }
+
     /// When it was pushed, since 1970, by the producer's wall clock: for people to read. `None`
     /// for a chosen id, and for what plain producers append.
     pub fn pushed(&self) -> Option<Duration> {
@@ -156,10 +161,6 @@ impl Place {
             id,
         }
     }
-
-    pub(crate) fn lane(&self) -> Priority {
-        self.lane.0
-    }
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
             let id = JobId::in_lane(Priority(digit), name);
             Place::new(id, at(index))
         };
-        let mut places = vec![
+        let mut places = [
             place(4, 7, "a"),
             place(9, 9, "z"),
             place(4, 7, "b"),

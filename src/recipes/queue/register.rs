@@ -58,7 +58,21 @@ pub(crate) enum Register {
     },
 }
 
+/// The longest reason that is kept of a job that was given up, in bytes: everybody who lists the
+/// queue reads it, and one that the store refuses would keep the job from being given up.
+const REASON: usize = 4_096;
+
 impl Register {
+    /// One that says so much of the reason as is kept.
+    pub(crate) fn dead(attempts: u32, mut reason: String) -> Self {
+        if reason.len() > REASON {
+            let end = (0..=REASON).rev().find(|at| reason.is_char_boundary(*at));
+            reason.truncate(end.unwrap_or(0));
+            reason.push('…');
+        }
+        Self::Dead { attempts, reason }
+    }
+
     /// Deliveries so far, the one under way included.
     pub(crate) fn attempts(&self) -> u32 {
         match self {
@@ -107,6 +121,15 @@ impl Register {
             _ => return None,
         })
     }
+}
+
+/// The time in a register that is `delay` after `now`: whole milliseconds, rounded up so that nothing
+/// is early; a delay without end is the largest number.
+pub(crate) fn not_before(now: Duration, delay: Duration) -> Duration {
+    let time = now.saturating_add(delay);
+    let part = u32::from(!time.subsec_nanos().is_multiple_of(1_000_000));
+    let whole = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(whole.saturating_add(part.into()))
 }
 
 impl fmt::Display for Register {
@@ -158,6 +181,33 @@ mod tests {
                 reason: String::new(),
             },
         ] {
+            assert_eq!(Register::parse(&register.value()), Some(register));
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        for text in ["é", "xé", "xxé", "€", "x€"] {
+            let Register::Dead { reason, .. } = Register::dead(1, text.repeat(REASON)) else {
+                panic!("dead");
+            };
+            assert!(reason.len() <= REASON + '…'.len_utf8(), "{}", reason.len());
+            assert!(reason.starts_with(text) && reason.ends_with('…'));
+        }
+        let short = Register::dead(1, "why".to_owned());
+        assert_eq!(short.to_string(), "dead 1 why");
+    }
+
+    #[test]
+    fn a_time_is_whole_milliseconds_and_never_early() {
+        let (ms, ns) = (Duration::from_millis, Duration::from_nanos);
+        assert_eq!(not_before(ms(5), ms(2)), ms(7));
+        assert_eq!(not_before(ms(5), ns(1)), ms(6));
+        for endless in [Duration::MAX, Duration::from_secs(u64::MAX)] {
+            let register = Register::Ready {
+                attempts: 1,
+                not_before: not_before(ms(5), endless),
+            };
             assert_eq!(Register::parse(&register.value()), Some(register));
         }
     }

@@ -1,0 +1,340 @@
+//! Several locks at once: all of them, or none.
+//!
+//! # Protocol
+//! The locks are taken one by one in the order of their keys, by all clients alike, so two that
+//! want overlapping sets never wait for each other in a circle. They are given back in reverse.
+//!
+//! 1. While one is waited for, those that are held already are watched: the loss of one ends it.
+//! 2. If one fails, those before it are given back.
+//! 3. All are held when it is reported.
+//!
+//! # What is guaranteed
+//! For each lock what [`lock`](super::lock) says, with a token of its own. Not that all are taken
+//! at one instant: others see them being taken one after the other, and one who waits for the last
+//! keeps those before from others. Take few, and hold them briefly.
+//!
+//! No circle can be made by locks taken this way alone. Who holds another lock already, taken
+//! otherwise, can still make one.
+//!
+//! # Cost
+//! That of each lock, one after the other.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, select_all};
+
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+use crate::recipes::guard::LockGuard;
+use crate::recipes::lock::Lock;
+use crate::runtime::Clock;
+use crate::session::Loss;
+
+/// Several locks that are taken together. Made by [`Client::lock_all`](crate::Client::lock_all).
+///
+/// As with a [`Lock`], acquiring through the same value while its guard lives is
+/// [`AlreadyHeld`](ErrorKind::AlreadyHeld).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> tenure::Result<()> {
+/// let client = tenure::Client::connect("embedded:").await?;
+/// let guard = client.lock_all(["account/7", "account/3"]).acquire().await?;
+/// assert!(guard.tokens()["account/3"] < guard.tokens()["account/7"]);
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+pub struct MultiLock {
+    clock: Clock,
+    /// In the order of their keys.
+    locks: Result<Arc<[(String, Lock)]>>,
+}
+
+impl MultiLock {
+    pub(crate) fn new(client: &Client, names: Vec<String>) -> Self {
+        let locks = names
+            .into_iter()
+            .map(|name| {
+                let lock = client.lock(&name);
+                (name, lock)
+            })
+            .collect();
+        Self {
+            clock: client.runtime().clock.clone(),
+            locks: in_order(locks).map(Arc::from),
+        }
+    }
+
+    /// How long after its holder's death each lock can stay taken: see [`Lock::ttl`].
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.locks = self.locks.map(|locks| {
+            let locks = locks.iter();
+            locks
+                .map(|(name, lock)| (name.clone(), lock.clone().ttl(ttl)))
+                .collect()
+        });
+        self
+    }
+
+    /// Waits for all of them: `locks.acquire().await`, or with one limit for all
+    /// `locks.acquire().timeout(limit).await`.
+    ///
+    /// # Errors
+    /// * [`InvalidOptions`](ErrorKind::InvalidOptions): no name, or one twice.
+    /// * Those of [`Lock::acquire`]; the key says which lock. Those that were held already are being
+    ///   given back in the background.
+    /// * [`Lost`](ErrorKind::Lost): one that was held already was lost while another was waited for.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives back, in the background, what it had.
+    pub fn acquire(&self) -> AcquireAll {
+        AcquireAll {
+            clock: self.clock.clone(),
+            locks: self.locks.clone(),
+            timeout: None,
+        }
+    }
+
+    /// Takes all of them if nobody is seen in any line: as [`Lock::try_acquire`], one after the
+    /// other. `None` if one is not free; those before it have been given back then.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Option<MultiGuard>> {
+        let mut held = MultiGuard::none();
+        for (name, lock) in self.locks.clone()?.iter() {
+            match while_held(&held, lock.try_acquire()).await? {
+                Some(guard) => held.add(name, guard),
+                None => {
+                    held.release().await?;
+                    return Ok(None);
+                }
+            }
+        }
+        held.check().map(|()| Some(held))
+    }
+}
+
+/// Sorts by key, the one order that all clients share, and refuses what cannot be meant.
+fn in_order(mut locks: Vec<(String, Lock)>) -> Result<Vec<(String, Lock)>> {
+    if locks.is_empty() {
+        let text = "no lock is named: holding none of them means nothing";
+        return Err(Error::new(ErrorKind::InvalidOptions, text).during("lock all"));
+    }
+    for (_, lock) in &locks {
+        lock.dir().map_err(|error| error.during("lock all"))?;
+    }
+    locks.sort_by_key(|(_, lock)| lock.dir().ok());
+    let mut previous = None;
+    for (name, lock) in &locks {
+        let dir = lock.dir()?;
+        if previous.as_ref() == Some(&dir) {
+            let text = format!("the lock {name:?} is named twice: it would wait for itself");
+            let error = Error::new(ErrorKind::InvalidOptions, text);
+            return Err(error.during("lock all").at(&dir));
+        }
+        previous = Some(dir);
+    }
+    Ok(locks)
+}
+
+/// Waits for the next one while none of those before is lost.
+async fn while_held<T>(held: &MultiGuard, next: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        (key, loss) = held.first_lost() => Err(loss.into_error().during("lock all").at(key)),
+        outcome = next => outcome,
+    }
+}
+
+impl fmt::Debug for MultiLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MultiLock")
+            .field("locks", &self.locks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A pending [`MultiLock::acquire`]. Does nothing until awaited.
+#[must_use = "an acquire does nothing until awaited"]
+pub struct AcquireAll {
+    clock: Clock,
+    locks: Result<Arc<[(String, Lock)]>>,
+    timeout: Option<Duration>,
+}
+
+impl AcquireAll {
+    /// Gives up after this long, counted from the first poll: one budget for all locks.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    async fn run(self) -> Result<MultiGuard> {
+        let locks = self.locks?;
+        let Some(timeout) = self.timeout else {
+            return all(&locks).await;
+        };
+        tokio::select! {
+            biased;
+            outcome = all(&locks) => outcome,
+            () = self.clock.sleep(timeout) => {
+                let text = format!("not all acquired within {timeout:?}");
+                Err(Error::new(ErrorKind::Timeout, text).during("lock all"))
+            }
+        }
+    }
+}
+
+async fn all(locks: &[(String, Lock)]) -> Result<MultiGuard> {
+    let mut held = MultiGuard::none();
+    for (name, lock) in locks {
+        let guard = while_held(&held, lock.acquire().into_future()).await?;
+        held.add(name, guard);
+    }
+    held.check().map(|()| held)
+}
+
+impl IntoFuture for AcquireAll {
+    type Output = Result<MultiGuard>;
+    type IntoFuture = BoxFuture<'static, Result<MultiGuard>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for AcquireAll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcquireAll")
+            .field("locks", &self.locks)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Several locks that are held, until they are released, dropped, or one of them is lost.
+///
+/// Dropping it gives them back in the background.
+#[must_use = "an unused guard gives the locks back at once"]
+#[clippy::has_significant_drop]
+pub struct MultiGuard {
+    /// In the order in which they were taken.
+    guards: Vec<(String, LockGuard)>,
+}
+
+impl MultiGuard {
+    fn none() -> Self {
+        Self { guards: Vec::new() }
+    }
+
+    fn add(&mut self, name: &str, guard: LockGuard) {
+        self.guards.push((name.to_owned(), guard));
+    }
+
+    /// The fencing token of each lock, by the name that it was asked for with.
+    pub fn tokens(&self) -> BTreeMap<&str, u64> {
+        let tokens = self.guards.iter();
+        tokens
+            .map(|(name, guard)| (&**name, guard.token()))
+            .collect()
+    }
+
+    /// The guard of each lock, with its name, in the order in which they were taken.
+    pub fn guards(&self) -> impl ExactSizeIterator<Item = (&str, &LockGuard)> {
+        self.guards.iter().map(|(name, guard)| (&**name, guard))
+    }
+
+    /// Whether all of them are still held now.
+    pub fn is_held(&self) -> bool {
+        self.guards.iter().all(|(_, guard)| guard.is_held())
+    }
+
+    /// Returns when the first of them is lost.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn lost(&self) -> Loss {
+        self.first_lost().await.1
+    }
+
+    /// Runs a future for as long as all of them are held: checks before every poll, and drops the
+    /// future when one is lost.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost), with the key of the one that was lost: the future was cancelled at
+    /// some await.
+    ///
+    /// # Cancel safety
+    /// As that of the future itself. The guard is kept.
+    pub async fn run<F: Future>(&self, future: F) -> Result<F::Output> {
+        let mut lost = pin!(self.first_lost());
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            // The clock decides, even when a late timer has not woken `lost` yet.
+            if let Err(error) = self.check() {
+                return Poll::Ready(Err(error.during("run")));
+            }
+            if let Poll::Ready((key, loss)) = lost.as_mut().poll(cx) {
+                return Poll::Ready(Err(loss.into_error().during("run").at(key)));
+            }
+            future.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Gives all of them back, the last one first, and reports.
+    ///
+    /// # Errors
+    /// Each is tried; the first error is the one that is reported. See [`LockGuard::release`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest to the background.
+    pub async fn release(mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        while let Some((_, guard)) = self.guards.pop() {
+            let released = guard.release().await;
+            outcome = outcome.and(released);
+        }
+        outcome
+    }
+
+    fn check(&self) -> Result<()> {
+        let mut guards = self.guards.iter();
+        guards.try_for_each(|(_, guard)| guard.term().check())
+    }
+
+    /// Which is lost first; never returns while there are none.
+    async fn first_lost(&self) -> (&Key, Loss) {
+        if self.guards.is_empty() {
+            return std::future::pending().await;
+        }
+        let losses = self.guards.iter();
+        let losses = losses.map(|(_, guard)| Box::pin(async { (guard.key(), guard.lost().await) }));
+        select_all(losses).await.0
+    }
+}
+
+impl Drop for MultiGuard {
+    fn drop(&mut self) {
+        // The last one first: a vector would drop them the other way round.
+        while self.guards.pop().is_some() {}
+    }
+}
+
+impl fmt::Debug for MultiGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guards = self.guards.iter().map(|(_, guard)| guard);
+        f.debug_list().entries(guards).finish()
+    }
+}

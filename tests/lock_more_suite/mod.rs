@@ -1,0 +1,455 @@
+//! What a lock has besides being held: contenders, who they are, requests to give back, and several
+//! locks at once. Over any store: each check takes a [`World`] of clients that share one.
+
+use std::future::{Future, IntoFuture};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tenure::runtime::Runtime;
+use tenure::store::{Delete, Expiry, Get};
+use tenure::testkit::{Call, Fault, Faulty, cancel_after};
+use tenure::{Client, Contender, ErrorKind, Key, Loss, Store, StoreExt, Ttl};
+
+/// Clients that share one store, each over a connection of its own.
+pub(crate) struct World {
+    pub(crate) open: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
+    pub(crate) runtime: Runtime,
+}
+
+const TTL: Duration = Duration::from_secs(3);
+/// Far more than any step takes on a slow machine; only a hang reaches it.
+const LONG: Duration = Duration::from_secs(30);
+
+impl World {
+    fn client(&self, app: &str) -> Client {
+        self.client_of(app, (self.open)())
+    }
+
+    fn client_of(&self, app: &str, store: impl Store) -> Client {
+        Client::builder(store)
+            .runtime(self.runtime.clone())
+            .ttl(Ttl::new(TTL).unwrap())
+            .app(app)
+            .build()
+    }
+}
+
+fn dir(name: &str) -> Key {
+    Key::new(format!("/_locks/{name}")).unwrap()
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, limit: Duration, check: impl Fn() -> F) {
+    let wait = async {
+        while !check().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reached = tokio::time::timeout(limit, wait).await;
+    assert!(reached.is_ok(), "{what}: not within {limit:?}");
+}
+
+async fn soon<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
+    match tokio::time::timeout(LONG, future.into_future()).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: still pending after {LONG:?}"),
+    }
+}
+
+async fn line_has(client: &Client, name: &str, length: usize) {
+    let has = || async { client.store().children(&dir(name)).await.unwrap().len() == length };
+    eventually(&format!("{length} in the line of {name}"), LONG, has).await;
+}
+
+pub(crate) async fn contenders_are_listed_in_order_with_who_they_are(world: World) {
+    let (a, b) = (world.client("holder"), world.client("waiter"));
+    let lock = a.lock("a");
+    assert_eq!(lock.owner().await.unwrap(), None);
+    assert_eq!(lock.contenders().await.unwrap(), []);
+    let guard = lock.acquire().await.unwrap();
+    let waiter = tokio::spawn({
+        let lock = b.lock("a");
+        async move { lock.acquire().await.unwrap() }
+    });
+    line_has(&a, "a", 2).await;
+    let line = b.lock("a").contenders().await.unwrap();
+    let [first, second] = &line[..] else {
+        panic!("{line:?}")
+    };
+    assert_eq!((first.key(), first.token()), (guard.key(), guard.token()));
+    assert!(first.holds() && !second.holds() && first.token() < second.token());
+    assert_eq!((first.weight(), &first.body()[..]), (1, &b""[..]));
+    assert!(first.since().unwrap() <= second.since().unwrap());
+    assert_eq!(lock.owner().await.unwrap().as_ref(), Some(first));
+    // They say who they are once they have been there for a while.
+    for (contender, app) in [(first, "holder"), (second, "waiter")] {
+        let session = contender.session().unwrap();
+        let known = || async { b.who(session).await.unwrap().is_some() };
+        eventually("it is announced", LONG, known).await;
+        let who = a.who(session).await.unwrap().unwrap();
+        assert_eq!((who.app(), who.pid()), (app, std::process::id()));
+        assert!(!who.host().is_empty());
+    }
+    assert_eq!(a.sessions().await.unwrap().len(), 2);
+    // For as long as they live, and no longer.
+    let clock = &world.runtime.clock;
+    clock.sleep(TTL * 2).await;
+    assert_eq!(a.sessions().await.unwrap().len(), 2);
+    guard.release().await.unwrap();
+    soon("the waiter", waiter)
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    a.shutdown(LONG).await;
+    let left = b.sessions().await.unwrap();
+    let apps: Vec<&str> = left.values().map(tenure::Who::app).collect();
+    assert_eq!(apps, ["waiter"]);
+    assert_eq!(b.who(1).await.unwrap(), None);
+}
+
+pub(crate) async fn a_short_hold_says_nothing_about_itself(world: World) {
+    let client = world.client("short");
+    for _ in 0..20 {
+        let guard = client.lock("a").acquire().await.unwrap();
+        let session = client.lock("a").owner().await.unwrap().unwrap().session();
+        guard.release().await.unwrap();
+        assert_eq!(client.who(session.unwrap()).await.unwrap(), None);
+    }
+    // Nor later.
+    world.runtime.clock.sleep(TTL / 2).await;
+    assert!(client.sessions().await.unwrap().is_empty());
+}
+
+pub(crate) async fn what_a_session_says_is_said_again_after_a_failure_or_a_deletion(world: World) {
+    let link = Faulty::shared((world.open)(), 1);
+    let a = world.client_of("holder", link.clone());
+    let b = world.client("other");
+    link.next(Call::Put, Fault::Unavailable);
+    let guard = a.lock("a").acquire().await.unwrap();
+    let session = guard_session(&b).await;
+    let key = Key::new(format!("/_sessions/{session:016x}")).unwrap();
+    let known = || async { b.store().contains(&key).await.unwrap() };
+    eventually("it is announced after all", TTL, known).await;
+    b.store().delete(Delete::new(key.clone())).await.unwrap();
+    // On a store with leases nobody notices; that costs a name, and no lock.
+    if !b.store().about().cancels {
+        eventually("it is announced again", TTL, known).await;
+    }
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
+
+async fn guard_session(client: &Client) -> u64 {
+    let owner = client.lock("a").owner().await.unwrap().unwrap();
+    owner.session().unwrap()
+}
+
+pub(crate) async fn a_holder_hears_that_it_is_asked_back_and_why(world: World) {
+    let (a, b) = (world.client("holder"), world.client("asker"));
+    assert_eq!(b.lock("a").request_release("x").await.unwrap(), None);
+    let guard = a.lock("a").acquire().await.unwrap();
+    let token = guard.token();
+    let (heard, asked) = tokio::join!(soon("the request", guard.revocation()), async {
+        // Not before it listens, nor with anything else at hand.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        b.lock("a").request_release("a \"deploy\"\n").await
+    });
+    let heard = heard.unwrap();
+    assert_eq!(asked.unwrap(), Some(token));
+    assert_eq!((heard.token(), heard.reason()), (token, "a \"deploy\"\n"));
+    assert_eq!(heard.by().app(), "asker");
+    // One that was written before the call is heard as well, and it is no seizure.
+    assert_eq!(
+        soon("the request", guard.revocation()).await.unwrap(),
+        heard
+    );
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    // It was for the earlier token: the next holder is not meant.
+    let guard = a.lock("a").acquire().await.unwrap();
+    let limit = Duration::from_millis(300);
+    assert!(
+        tokio::time::timeout(limit, guard.revocation())
+            .await
+            .is_err()
+    );
+    // Another one is.
+    b.lock("a").request_release("again").await.unwrap();
+    let heard = soon("the request", guard.revocation()).await.unwrap();
+    assert_eq!((heard.token(), heard.reason()), (guard.token(), "again"));
+    guard.release().await.unwrap();
+}
+
+pub(crate) async fn a_request_that_comes_late_does_not_hide_a_newer_one(world: World) {
+    let link = Faulty::shared((world.open)(), 1);
+    let (a, b) = (
+        world.client("holder"),
+        world.client_of("late", link.clone()),
+    );
+    link.set_patience(Duration::from_millis(50));
+    let guard = a.lock("a").acquire().await.unwrap();
+    link.next(Call::Put, Fault::LateCommit(Duration::from_millis(600)));
+    // The first try is on its way for a while; the second one is heard.
+    assert_eq!(
+        b.lock("a").request_release("late").await.unwrap(),
+        Some(guard.token())
+    );
+    guard.release().await.unwrap();
+    let guard = a.lock("a").acquire().await.unwrap();
+    b.lock("a").request_release("newer").await.unwrap();
+    link.quiesce().await;
+    let heard = soon("the request", guard.revocation()).await.unwrap();
+    assert_eq!((heard.token(), heard.reason()), (guard.token(), "newer"));
+    guard.release().await.unwrap();
+}
+
+pub(crate) async fn who_listens_for_a_request_is_told_of_the_loss_and_may_stop_at_any_poll(
+    world: World,
+) {
+    let (a, b) = (world.client("holder"), world.client("asker"));
+    let guard = a.lock("a").acquire().await.unwrap();
+    for polls in 0..6 {
+        let limited = tokio::time::timeout(Duration::from_millis(20), guard.revocation());
+        if let Some(Ok(heard)) = cancel_after(limited, polls).await {
+            panic!("nobody has asked: {heard:?}");
+        }
+    }
+    let (heard, ()) = tokio::join!(soon("the loss", guard.revocation()), async {
+        b.store()
+            .delete(Delete::new(guard.key().clone()))
+            .await
+            .unwrap();
+    });
+    assert_eq!(heard.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+pub(crate) async fn a_request_disturbs_no_line(world: World) {
+    let (a, b) = (world.client("holder"), world.client("asker"));
+    let guard = a.lock("a").acquire().await.unwrap();
+    b.lock("a").request_release("please").await.unwrap();
+    let place = dir("a").join("_meta").unwrap().join("revoke").unwrap();
+    let node = b.store().node(&place).await.unwrap().unwrap();
+    assert!(node.ttl.unwrap() <= Duration::from_secs(600));
+    assert_eq!(b.lock("a").contenders().await.unwrap().len(), 1);
+    let listed = b.store().get(Get::tree(dir("a"))).await.unwrap();
+    assert!(
+        listed
+            .nodes
+            .iter()
+            .all(|node| !node.key.as_str().contains("_meta"))
+    );
+    assert!(b.lock("a").try_acquire().await.unwrap().is_none());
+    guard.release().await.unwrap();
+    let taken = soon("the free lock", async {
+        loop {
+            // A local read may lag behind another client's write for a moment.
+            if let Some(guard) = b.lock("a").try_acquire().await.unwrap() {
+                break guard;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    taken.await.release().await.unwrap();
+}
+
+pub(crate) async fn several_locks_are_taken_together_and_given_back_together(world: World) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    let locks = a.lock_all(["z", "a/b", "m"]);
+    let guard = locks.acquire().await.unwrap();
+    let names: Vec<&str> = guard.guards().map(|(name, _)| name).collect();
+    // In the order of the keys.
+    assert_eq!(names, ["a/b", "m", "z"]);
+    let tokens = guard.tokens();
+    for (name, held) in guard.guards() {
+        assert_eq!(tokens[name], held.token());
+        let owner = b.lock(name).owner().await.unwrap().unwrap();
+        assert_eq!(owner.token(), held.token());
+    }
+    assert!(guard.is_held());
+    assert_eq!(guard.run(async { 7 }).await.unwrap(), 7);
+    let error = locks.acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyHeld);
+    assert!(b.lock_all(["m"]).try_acquire().await.unwrap().is_none());
+    guard.release().await.unwrap();
+    for name in ["z", "a/b", "m"] {
+        assert_eq!(b.lock(name).owner().await.unwrap(), None, "{name}");
+    }
+    let error = async |names: &[&str]| a.lock_all(names).acquire().await.unwrap_err().kind();
+    assert_eq!(error(&[]).await, ErrorKind::InvalidOptions);
+    assert_eq!(error(&["a", "b", "a"]).await, ErrorKind::InvalidOptions);
+    assert_eq!(error(&["a", ""]).await, ErrorKind::InvalidName);
+}
+
+pub(crate) async fn if_one_lock_is_not_free_none_is_kept(world: World) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    let taken = b.lock("m").acquire().await.unwrap();
+    let locks = a.lock_all(["a", "m", "z"]);
+    assert!(locks.try_acquire().await.unwrap().is_none());
+    // Given back already, not only in the background.
+    assert_eq!(b.lock("a").owner().await.unwrap(), None);
+    let limit = Duration::from_millis(300);
+    let start = world.runtime.clock.now();
+    let error = locks.acquire().timeout(limit).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    let took = world.runtime.clock.now().since(start);
+    assert!(took >= limit && took < limit * 3, "{took:?}");
+    soon("the janitor", a.idle()).await;
+    assert_eq!(b.lock("a").owner().await.unwrap(), None);
+    assert_eq!(b.lock("m").contenders().await.unwrap().len(), 1);
+    taken.release().await.unwrap();
+    soon("all", locks.acquire())
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn the_loss_of_one_lock_is_the_loss_of_all(world: World) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    let guard = a.lock_all(["a", "m"]).acquire().await.unwrap();
+    let key = guard.guards().next().unwrap().1.key().clone();
+    let (ran, ()) = tokio::join!(
+        soon("run", guard.run(std::future::pending::<()>())),
+        async {
+            b.store().delete(Delete::new(key.clone())).await.unwrap();
+        }
+    );
+    let error = ran.unwrap_err();
+    assert_eq!((error.kind(), error.key()), (ErrorKind::Lost, Some(&key)));
+    assert_eq!(soon("the loss", guard.lost()).await, Loss::Deleted);
+    assert!(!guard.is_held());
+    assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::Lost);
+    // The other one was given back all the same.
+    assert_eq!(b.lock("m").owner().await.unwrap(), None);
+    // And while another is still waited for.
+    let taken = b.lock("m").acquire().await.unwrap();
+    let locks = a.lock_all(["a", "m"]);
+    let (waited, ()) = tokio::join!(soon("the wait", locks.acquire()), async {
+        line_has(&b, "m", 2).await;
+        let owner = b.lock("a").owner().await.unwrap().unwrap();
+        b.store()
+            .delete(Delete::new(owner.key().clone()))
+            .await
+            .unwrap();
+    });
+    let error = waited.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+    assert!(error.key().unwrap().is_within(&dir("a")), "{error}");
+    soon("the janitor", a.idle()).await;
+    assert_eq!(b.lock("m").contenders().await.unwrap().len(), 1);
+    taken.release().await.unwrap();
+}
+
+pub(crate) async fn overlapping_sets_in_any_order_never_block_each_other(world: World) {
+    let sets = [
+        ["a", "b", "c"],
+        ["c", "b", "a"],
+        ["b", "d", "a"],
+        ["d", "c", "b"],
+    ];
+    let inside = Arc::new([const { AtomicUsize::new(0) }; 4]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for (number, set) in sets.into_iter().enumerate() {
+        let client = world.client(&number.to_string());
+        let inside = inside.clone();
+        tasks.spawn(async move {
+            let locks = client.lock_all(set);
+            for _ in 0..8 {
+                let guard = locks.acquire().await.unwrap();
+                let places = set.map(|name| usize::from(name.as_bytes()[0] - b'a'));
+                for place in places {
+                    assert_eq!(inside[place].fetch_add(1, Ordering::SeqCst), 0, "two hold");
+                }
+                tokio::task::yield_now().await;
+                for place in places {
+                    inside[place].fetch_sub(1, Ordering::SeqCst);
+                }
+                guard.release().await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = soon("all cycles", tasks.join_next()).await {
+        done.unwrap();
+    }
+}
+
+pub(crate) async fn several_locks_dropped_at_any_poll_leave_nothing(world: World) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    let nothing_left = async |what: &str| {
+        soon("the janitor", a.idle()).await;
+        for name in ["x", "y"] {
+            let line: Vec<Contender> = b.lock(name).contenders().await.unwrap();
+            assert!(line.is_empty(), "{what}: {line:?}");
+        }
+    };
+    for polls in 0.. {
+        let locks = a.lock_all(["x", "y"]);
+        let cycle = async { locks.acquire().await.unwrap().release().await.unwrap() };
+        let done = cancel_after(cycle, polls).await.is_some();
+        nothing_left(&format!("cycle, after {polls} polls")).await;
+        if done {
+            assert!(polls > 1, "the future never waited");
+            break;
+        }
+    }
+    for polls in 0.. {
+        let locks = a.lock_all(["x", "y"]);
+        let attempt = async { drop(locks.try_acquire().await.unwrap()) };
+        let done = cancel_after(attempt, polls).await.is_some();
+        nothing_left(&format!("try, after {polls} polls")).await;
+        if done {
+            break;
+        }
+    }
+}
+
+pub(crate) async fn what_a_guard_writes_is_still_fenced_while_a_session_is_announced(world: World) {
+    let client = world.client("a");
+    let guard = client.lock("a").acquire().await.unwrap();
+    let session = guard_session(&client).await;
+    let known = || async { client.who(session).await.unwrap().is_some() };
+    eventually("it is announced", LONG, known).await;
+    let key = Key::new("/data").unwrap();
+    match guard.put(&key, "1", Expiry::Never).await {
+        Ok(()) => assert_eq!(
+            client.store().node(&key).await.unwrap().unwrap().text(),
+            Some("1")
+        ),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
+    }
+    guard.release().await.unwrap();
+}
+
+/// Runs every check of the suite, each in a world of its own that `$world` makes.
+#[macro_export]
+macro_rules! lock_more_suite {
+    ($attributes:meta, $world:expr) => {
+        $crate::lock_more_suite!(@each $attributes, $world,
+            contenders_are_listed_in_order_with_who_they_are,
+            a_short_hold_says_nothing_about_itself,
+            what_a_session_says_is_said_again_after_a_failure_or_a_deletion,
+            a_holder_hears_that_it_is_asked_back_and_why,
+            a_request_that_comes_late_does_not_hide_a_newer_one,
+            who_listens_for_a_request_is_told_of_the_loss_and_may_stop_at_any_poll,
+            a_request_disturbs_no_line,
+            several_locks_are_taken_together_and_given_back_together,
+            if_one_lock_is_not_free_none_is_kept,
+            the_loss_of_one_lock_is_the_loss_of_all,
+            overlapping_sets_in_any_order_never_block_each_other,
+            several_locks_dropped_at_any_poll_leave_nothing,
+            what_a_guard_writes_is_still_fenced_while_a_session_is_announced,
+        );
+    };
+    (@each $attributes:meta, $world:expr, $($check:ident,)*) => {
+        $(
+            #[$attributes]
+            async fn $check() {
+                let (world, _server) = $world.await;
+                suite::$check(world).await;
+            }
+        )*
+    };
+}
