@@ -5,7 +5,7 @@
 //! * [`recipes::lock`] has the lock's whole protocol: steps, guarantees, assumptions, cost; and so
 //!   have [`recipes::multi_lock`], [`recipes::election`], [`recipes::semaphore`], [`recipes::queue`]
 //!   and [`recipes::cache`].
-//! * [`store`] is the trait that every store implements; [`embedded`] and [`etcd2`] do.
+//! * [`store`] is the trait that every store implements; [`embedded`], [`etcd2`] and [`etcd3`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
 //!   python-etcd. [`StoreUrl`] has the forms of store URLs.
@@ -28,6 +28,7 @@
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
 //! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
+//! | `tenure::etcd3` | `watches interrupted` (`watches`, `error`) |
 //! | `tenure::etcd2` | `watch interrupted`, `resync interrupted` (`key`, `error`), `discovered` (`domain`, `endpoints`); `warn`: the members' clocks differ by more than `max_skew` (`spread`, `ahead`, `behind`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
@@ -41,6 +42,9 @@ mod error;
 #[cfg(feature = "etcd2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
 pub mod etcd2;
+#[cfg(feature = "etcd3")]
+#[cfg_attr(docsrs, doc(cfg(feature = "etcd3")))]
+pub mod etcd3;
 mod key;
 pub mod recipes;
 pub mod runtime;
@@ -49,8 +53,8 @@ pub mod store;
 #[cfg(feature = "testkit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testkit")))]
 pub mod testkit;
-#[cfg(feature = "etcd2")]
-#[cfg_attr(docsrs, doc(cfg(feature = "etcd2")))]
+#[cfg(any(feature = "etcd2", feature = "etcd3"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "etcd2", feature = "etcd3"))))]
 pub mod transport;
 pub mod watcher;
 

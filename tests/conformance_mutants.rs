@@ -84,7 +84,7 @@ bugs! { Bug, BUGS:
     TellsTwice => "a_tree_watch_tells_all_below_and_itself",
     TellsHidden => "hidden_nodes_are_told_only_below_the_hidden_segment",
     TellsNeighbours => "a_neighbour_is_never_told",
-    TellsChildrenDeleted => "a_tree_deletion_is_one_event",
+    TellsChildrenDeleted => "a_tree_deletion_is_told_at_one_index",
     SilentAboutTheTop => "a_deletion_above_is_told_to_those_below",
     IgnoresFrom => "a_watch_from_an_index_begins_there_and_goes_on",
     FromIsExclusive => "a_watch_from_an_index_begins_there_and_goes_on",

@@ -43,6 +43,11 @@ fn types_are_send_and_sync() {
     shared::<Error>();
     shared::<Embedded>();
     shared::<dyn Store>();
+    #[cfg(feature = "etcd3")]
+    {
+        shared::<tenure::etcd3::Etcd3>();
+        shared::<tenure::etcd3::Builder>();
+    }
     #[cfg(feature = "etcd2")]
     {
         use tenure::etcd2::client as keys;

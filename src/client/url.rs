@@ -10,16 +10,21 @@ use crate::runtime::Runtime;
 use crate::store::{Prefixed, Store};
 
 /// The forms, for error texts.
-const FORMS: &str = "a store URL is `embedded:`, `etcd2://host:port,host:port/prefix` or, over TLS, \
-                     `etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE`";
+const FORMS: &str = "a store URL is `embedded:`, `etcd://host:port,host:port/prefix` (etcd v3), \
+                     `etcd2://host:port,host:port/prefix` (etcd v2) or, over TLS, \
+                     `etcds://host:port/prefix?ca=FILE&cert=FILE&key=FILE` and `etcd2s://…`";
 
 /// What a store URL says.
 ///
 /// | URL | store |
 /// |---|---|
 /// | `embedded:` | a new [`Embedded`] store in this process |
+/// | `etcd://host:port,host:port/prefix` | etcd's v3 API (feature `etcd3`); the port defaults to 2379; all keys lie below the prefix, if there is one, the driver's [marks](crate::etcd3::Builder::marks) too |
+/// | `etcds://host:port/prefix?ca=FILE&cert=FILE&key=FILE` | the same over TLS: `ca` holds the authorities that are trusted instead of the system's, `cert` the client's certificate, `key` its private key (if not in `cert`), `server_name` the name that the servers' certificates must be for |
 /// | `etcd2://host:port,host:port/prefix` | etcd's v2 keys API (feature `etcd2`); the port defaults to 2379; all keys lie below the prefix, if there is one |
-/// | `etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE` | the same over TLS: `ca` holds the authorities that are trusted instead of the system's, `cert` the client's certificate, `key` its private key (if not in `cert`), `server_name` the name that the servers' certificates must be for |
+/// | `etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE` | the same over TLS |
+///
+/// v2 and v3 of one etcd are two stores: what is written by one is not seen by the other.
 ///
 /// `user:password@` before the first host gives credentials; what means something in a URL is
 /// escaped in them (`%40`), and in the options' values.
@@ -29,7 +34,8 @@ pub struct StoreUrl {
     user: Option<User>,
     hosts: Vec<String>,
     prefix: Option<Key>,
-    #[cfg_attr(not(feature = "etcd2"), allow(dead_code))] // only drivers read it
+    #[cfg_attr(not(any(feature = "etcd2", feature = "etcd3")), allow(dead_code))]
+    // only drivers read it
     tls: TlsOptions,
 }
 
@@ -37,10 +43,11 @@ pub struct StoreUrl {
 enum Scheme {
     Embedded,
     Etcd2 { tls: bool },
+    Etcd3 { tls: bool },
 }
 
 #[derive(Clone)]
-#[cfg_attr(not(feature = "etcd2"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "etcd2", feature = "etcd3")), allow(dead_code))]
 struct User {
     name: String,
     password: String,
@@ -93,10 +100,7 @@ impl StoreUrl {
         let Scheme::Etcd2 { tls } = self.scheme else {
             return None;
         };
-        let scheme = if tls { "https" } else { "http" };
-        let endpoints = self.hosts.iter().map(|host| format!("{scheme}://{host}"));
-        let endpoints: Vec<String> = endpoints.collect();
-        let mut builder = crate::etcd2::Etcd2::builder(endpoints.join(","));
+        let mut builder = crate::etcd2::Etcd2::builder(self.endpoints(tls));
         if let Some(User { name, password }) = &self.user {
             builder = builder.user(name, password);
         }
@@ -105,6 +109,37 @@ impl StoreUrl {
         } else {
             builder
         })
+    }
+
+    /// The options of the etcd v3 driver that this names; `None` if it names another store. The
+    /// prefix is among them only as the place of the driver's marks.
+    #[cfg(feature = "etcd3")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "etcd3")))]
+    pub fn etcd3(&self) -> Option<crate::etcd3::Builder> {
+        let Scheme::Etcd3 { tls } = self.scheme else {
+            return None;
+        };
+        let mut builder = crate::etcd3::Etcd3::builder(self.endpoints(tls));
+        if let Some(User { name, password }) = &self.user {
+            builder = builder.user(name, password);
+        }
+        // Whoever may use the prefix only can have them there only.
+        let marks = self.prefix.as_ref().map(|it| it.join("_cancelled"));
+        if let Some(Ok(marks)) = marks {
+            builder = builder.marks(marks);
+        }
+        Some(if tls {
+            builder.tls(self.tls.made())
+        } else {
+            builder
+        })
+    }
+
+    #[cfg(any(feature = "etcd2", feature = "etcd3"))]
+    fn endpoints(&self, tls: bool) -> String {
+        let scheme = if tls { "https" } else { "http" };
+        let endpoints = self.hosts.iter().map(|host| format!("{scheme}://{host}"));
+        endpoints.collect::<Vec<_>>().join(",")
     }
 
     /// Opens the store and asks it for a sign of life.
@@ -118,6 +153,7 @@ impl StoreUrl {
         let store: Arc<dyn Store> = match self.scheme {
             Scheme::Embedded => return self.store(runtime),
             Scheme::Etcd2 { .. } => self.open_etcd2(runtime).await?,
+            Scheme::Etcd3 { .. } => self.open_etcd3(runtime).await?,
         };
         Ok(self.prefixed(store))
     }
@@ -130,6 +166,7 @@ impl StoreUrl {
         let store: Arc<dyn Store> = match self.scheme {
             Scheme::Embedded => Arc::new(Embedded::builder().runtime(runtime.clone()).build()),
             Scheme::Etcd2 { .. } => self.made_etcd2(runtime)?,
+            Scheme::Etcd3 { .. } => self.made_etcd3(runtime)?,
         };
         Ok(self.prefixed(store))
     }
@@ -169,10 +206,39 @@ impl StoreUrl {
         let text = "this program was built without the feature `etcd2`";
         Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
     }
+
+    #[cfg(feature = "etcd3")]
+    async fn open_etcd3(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        let store = self.made_etcd3(runtime)?;
+        store.probe().await?;
+        Ok(store)
+    }
+
+    #[cfg(feature = "etcd3")]
+    fn made_etcd3(&self, runtime: &Runtime) -> Result<Arc<crate::etcd3::Etcd3>> {
+        let builder = self.etcd3().map(|it| it.runtime(runtime.clone()));
+        let Some(builder) = builder else {
+            let text = "this is no URL of an etcd v3";
+            return Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"));
+        };
+        let store = builder.build().map_err(|it| it.during("connect"))?;
+        Ok(Arc::new(store))
+    }
+
+    #[cfg(not(feature = "etcd3"))]
+    async fn open_etcd3(&self, runtime: &Runtime) -> Result<Arc<dyn Store>> {
+        self.made_etcd3(runtime)
+    }
+
+    #[cfg(not(feature = "etcd3"))]
+    fn made_etcd3(&self, _: &Runtime) -> Result<Arc<dyn Store>> {
+        let text = "this program was built without the feature `etcd3`";
+        Err(Error::new(ErrorKind::Unsupported, text).during("connect"))
+    }
 }
 
 impl TlsOptions {
-    #[cfg(feature = "etcd2")]
+    #[cfg(any(feature = "etcd2", feature = "etcd3"))]
     fn made(&self) -> crate::transport::Tls {
         let mut tls = crate::transport::Tls::new();
         if let Some(ca) = &self.ca {
@@ -247,6 +313,8 @@ fn parse(url: &str) -> Result<StoreUrl> {
     let scheme = match scheme {
         "etcd2" => Scheme::Etcd2 { tls: false },
         "etcd2s" => Scheme::Etcd2 { tls: true },
+        "etcd" => Scheme::Etcd3 { tls: false },
+        "etcds" => Scheme::Etcd3 { tls: true },
         _ => return invalid(&format!("no store has the scheme {scheme:?}")),
     };
     if rest.contains('#') {
@@ -263,6 +331,9 @@ fn parse(url: &str) -> Result<StoreUrl> {
         None => TlsOptions::default(),
         Some(_) if scheme == (Scheme::Etcd2 { tls: false }) => {
             return invalid("the options are those of TLS: write etcd2s://");
+        }
+        Some(_) if scheme == (Scheme::Etcd3 { tls: false }) => {
+            return invalid("the options are those of TLS: write etcds://");
         }
         Some(options) => TlsOptions::parse(options)?,
     };
@@ -341,6 +412,13 @@ mod tests {
             (user.name.as_str(), user.password.as_str()),
             ("me", "p@ss:")
         );
+        let place = parse("etcds://h1,h2:2/p").unwrap();
+        assert_eq!(place.scheme, Scheme::Etcd3 { tls: true });
+        assert_eq!(place.hosts, ["h1", "h2:2"]);
+        assert_eq!(
+            parse("etcd://h").unwrap().scheme,
+            Scheme::Etcd3 { tls: false }
+        );
         let place = parse("etcd2://h/").unwrap();
         assert_eq!((place.prefix, place.hosts), (None, vec!["h".to_owned()]));
     }
@@ -355,6 +433,10 @@ mod tests {
             "etcd2://a,,b",
             "etcd2://h?ca=x",
             "etcd2s://h?x=1",
+            "etcd://h?ca=x",
+            "etcds://h?x=1",
+            "etcd3://h",
+            "etcds://u:secret@h//x",
             "etcd2s://h?ca",
             "etcd2s://h?ca=a&ca=b",
             "etcd2s://h?key=k",
@@ -391,5 +473,20 @@ mod tests {
         assert!(!format!("{url:?}").contains("secret"), "{url:?}");
         let other = url.user("you", "hidden");
         assert!(!format!("{other:?}").contains("hidden"), "{other:?}");
+    }
+
+    #[cfg(feature = "etcd3")]
+    #[test]
+    fn a_url_of_v3_makes_a_driver_of_v3_with_its_marks_below_the_prefix() {
+        let url = StoreUrl::parse("etcd://me:secret@h1,h2:2/team").unwrap();
+        let store = url.etcd3().unwrap().build().unwrap();
+        assert_eq!(store.name(), "etcd3 http://h1:2379,http://h2:2");
+        let shown = format!("{:?}{store:?}", url.etcd3());
+        assert!(
+            shown.contains("/team/_cancelled") && !shown.contains("secret"),
+            "{shown}"
+        );
+        assert!(StoreUrl::parse("etcd2://h").unwrap().etcd3().is_none());
+        assert!(StoreUrl::parse("etcds://h").unwrap().etcd3().is_some());
     }
 }

@@ -24,6 +24,16 @@ pub(super) const TTL: Ttl = Ttl::MIN;
 /// How long after its end an expired key may still be there: sweeping is not instant.
 pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long a key that has ended may still be read: clocks are read at different moments. What
+/// hangs on a lease is there for all until the server has ended that.
+pub(super) fn read_grace(node: &Node) -> Duration {
+    if node.lease.is_some() {
+        SWEEP
+    } else {
+        Duration::from_millis(100)
+    }
+}
+
 /// How long anything may take that should happen at once.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -247,6 +257,35 @@ impl Following {
                 "wanted the deletion of {key}, got {event:?}"
             ))),
         }
+    }
+
+    /// The next changes must be the deletion of a tree with these files in it: one event, or, where
+    /// there are no directories, one for each, all at one index. That index.
+    pub(super) async fn sees_tree_deleted(
+        &mut self,
+        on: &Subject,
+        top: &Key,
+        files: &[Key],
+    ) -> Checked<Index> {
+        if on.about().directories {
+            return Ok(self.sees_delete(top).await?.0);
+        }
+        let mut told = Vec::new();
+        for _ in files {
+            told.push(self.event().await?);
+        }
+        told.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let mut files: Vec<&Key> = files.iter().collect();
+        files.sort_unstable();
+        let keys: Vec<&Key> = told.iter().map(|event| &event.key).collect();
+        ensure_eq!(keys, files, "what was deleted with {top}");
+        let Some(first) = told.first() else {
+            return Err(Failure::new("a tree without files".into()));
+        };
+        let deleted = |it: &Event| matches!(it.change, Change::Delete { .. });
+        let as_one = told.iter().all(|it| deleted(it) && it.index == first.index);
+        ensure!(as_one, "wanted the deletion of {top}, got {told:?}");
+        Ok(first.index)
     }
 
     /// The next item, as it comes.

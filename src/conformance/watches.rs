@@ -16,7 +16,7 @@ checks![
     a_watch_from_an_index_to_come_waits_for_it,
     a_deletes_only_watch_tells_no_writes,
     a_deletion_is_told_as_no_expiry,
-    a_tree_deletion_is_one_event,
+    a_tree_deletion_is_told_at_one_index,
     a_deletion_above_is_told_to_those_below,
     hidden_nodes_are_told_only_below_the_hidden_segment,
     a_neighbour_is_never_told,
@@ -51,6 +51,10 @@ async fn a_node_watch_tells_its_node_and_no_other(on: Subject) -> Checked {
     );
     on.write("d/below", "x").await?;
     on.remove(&on.key("d/below")?).await?;
+    if !on.about().directories {
+        let file = on.write("d", "y").await?;
+        return watch.sees_put(&file.node).await;
+    }
     on.delete(Delete::tree(on.key("d")?)).await?;
     watch.sees_delete(&on.key("d")?).await?;
     Ok(())
@@ -73,7 +77,8 @@ async fn a_tree_watch_tells_all_below_and_itself(on: Subject) -> Checked {
     on.remove(&on.key("t/b/c/d")?).await?;
     watch.sees_delete(&on.key("t/b/c/d")?).await?;
     on.delete(Delete::tree(on.key("t")?)).await?;
-    watch.sees_delete(&on.key("t")?).await?;
+    let files = [on.key("t/a")?, on.key("t/z")?, appended.node.key];
+    watch.sees_tree_deleted(&on, &on.key("t")?, &files).await?;
     let file = on.write("t", "now a file").await?;
     watch.sees_put(&file.node).await
 }
@@ -136,14 +141,17 @@ async fn a_deletion_is_told_as_no_expiry(on: Subject) -> Checked {
     Ok(())
 }
 
-async fn a_tree_deletion_is_one_event(on: Subject) -> Checked {
+async fn a_tree_deletion_is_told_at_one_index(on: Subject) -> Checked {
     for path in ["t/sub/a", "t/sub/b/c", "t/sub/d", "t/other"] {
         on.write(path, "x").await?;
     }
     let mut watch = on.follow(Watch::tree(on.key("t")?)).await?;
     let deleted = on.delete(Delete::tree(on.key("t/sub")?)).await?;
-    let (index, _) = watch.sees_delete(&on.key("t/sub")?).await?;
-    ensure_eq!(index, deleted.index, "the index of the deletion");
+    let files = [on.key("t/sub/a")?, on.key("t/sub/b/c")?, on.key("t/sub/d")?];
+    let told = watch
+        .sees_tree_deleted(&on, &on.key("t/sub")?, &files)
+        .await?;
+    ensure_eq!(told, deleted.index, "the index of the deletion");
     let next = on.write("t/other", "y").await?;
     watch.sees_put(&next.node).await
 }
@@ -163,8 +171,10 @@ async fn a_deletion_above_is_told_to_those_below(on: Subject) -> Checked {
     let deleted = on.delete(Delete::tree(on.key("top")?)).await?;
     for (key, watch) in &mut open {
         let event = watch.event().await?;
+        // Where there are no directories what was in them is deleted, and that is told.
+        let inside = !on.about().directories && event.removes(&on.key("top/mid/dir/file")?);
         ensure!(
-            event.removes(key),
+            event.removes(key) || inside,
             "{key} is gone, and its watch says {event:?}"
         );
         ensure_eq!(event.index, deleted.index, "the index of the deletion");
@@ -206,8 +216,10 @@ async fn a_neighbour_is_never_told(on: Subject) -> Checked {
     for path in paths {
         on.write(path, "y").await?;
         on.remove(&on.key(path)?).await?;
-        let top = on.key(path)?.parent().unwrap_or_else(Key::root);
-        on.delete(Delete::tree(top)).await?;
+        if on.about().directories {
+            let top = on.key(path)?.parent().unwrap_or_else(Key::root);
+            on.delete(Delete::tree(top)).await?;
+        }
     }
     let mut past = on.follow(tree.from(first.index())).await?;
     past.sees_put(&first.node).await?;

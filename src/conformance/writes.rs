@@ -275,6 +275,9 @@ async fn a_write_makes_the_directories_above_it(on: Subject) -> Checked {
 
 async fn a_write_never_lands_on_a_directory_or_below_a_file(on: Subject) -> Checked {
     on.write("dir/file", "x").await?;
+    if !on.about().directories {
+        return writes_are_independent(&on).await;
+    }
     for (path, kind) in [
         ("dir", ErrorKind::NotAFile),
         ("dir/file/below", ErrorKind::NotADirectory),
@@ -291,12 +294,44 @@ async fn a_write_never_lands_on_a_directory_or_below_a_file(on: Subject) -> Chec
     Ok(())
 }
 
+/// Where there are no directories a key is a file whatever lies above and below it.
+async fn writes_are_independent(on: &Subject) -> Checked {
+    for path in ["dir", "dir/file/below"] {
+        on.write(path, path).await?;
+    }
+    for (path, text) in [
+        ("dir", "dir"),
+        ("dir/file", "x"),
+        ("dir/file/below", "dir/file/below"),
+    ] {
+        ensure_eq!(
+            on.text(path).await?.as_deref(),
+            Some(text),
+            "the value of {path}"
+        );
+    }
+    ensure_eq!(on.list("dir").await?, ["file"], "the children of a file");
+    on.delete(Delete::new(on.key("dir/file")?)).await?;
+    ensure!(
+        on.read("dir/file").await?.is_some_and(|node| node.is_dir),
+        "what is left above"
+    );
+    for path in ["dir", "dir/file/below"] {
+        ensure_eq!(
+            on.text(path).await?.as_deref(),
+            Some(path),
+            "{path} after the deletion"
+        );
+    }
+    Ok(())
+}
+
 async fn a_refusal_names_the_operation_and_the_key(on: Subject) -> Checked {
     let index = on.write("dir/file", "x").await?.index();
     let put = |path: &str, condition| -> Checked<Put> {
         Ok(Put::new(on.key(path)?, "new", Expiry::Never).when(condition))
     };
-    for (put, kind) in [
+    let mut refusals = vec![
         (
             put("dir/file", Condition::Absent)?,
             ErrorKind::AlreadyExists,
@@ -306,8 +341,11 @@ async fn a_refusal_names_the_operation_and_the_key(on: Subject) -> Checked {
             ErrorKind::ConditionFailed,
         ),
         (put("nothing", Condition::Present)?, ErrorKind::NotFound),
-        (put("dir", Condition::Any)?, ErrorKind::NotAFile),
-    ] {
+    ];
+    if on.about().directories {
+        refusals.push((put("dir", Condition::Any)?, ErrorKind::NotAFile));
+    }
+    for (put, kind) in refusals {
         let key = put.key.clone();
         let error = refused(on.put(put).await, kind, "a write")?;
         ensure_eq!(error.key(), Some(&key), "the key in {error}");
@@ -321,6 +359,9 @@ async fn a_refusal_names_the_operation_and_the_key(on: Subject) -> Checked {
         Some("delete"),
         "the operation in {error}"
     );
+    if !on.about().directories {
+        return Ok(());
+    }
     // Below a file, the file is as good an answer as the key.
     let answer = on.put(put("dir/file/below", Condition::Any)?).await;
     let error = refused(answer, ErrorKind::NotADirectory, "a write below a file")?;

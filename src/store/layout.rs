@@ -3,16 +3,22 @@
 //! | layout | key of a ticket | value | sequence |
 //! |---|---|---|---|
 //! | [`Numbered`](Layout::Numbered): embedded, etcd v2 | `dir/<20 digits>` | the tag, then a space and the body if there is one | the 20 digits |
+//! | [`Leased`](Layout::Leased): etcd v3 | `dir/<lease>-<nonce>`, both hexadecimal and without leading zeros: the tag | the body alone | the index of its creation |
 //!
 //! `Numbered` is python-etcd's line: order by the name, never by an index, because python's
 //! renewal is a plain `set` that makes the created index new. Other numbers are strangers: a server
 //! before etcd 2.2 did not pad them, none since names an append so, and who counted them would wait
 //! for ever on what such a server left behind.
+//!
+//! `Leased` is the line of etcd's own `concurrency.Mutex` and `Election`, of `etcdctl lock` and of
+//! the lock service: the earliest created is first, and the lease is in the name. They name a ticket
+//! `<lease>`, so one lease has one ticket in a line; ours has as many as it has nonces. Names that
+//! are neither are strangers.
 
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::key::{Key, Position, Sequence, Tag};
+use crate::key::{Index, Key, LeaseId, Position, Sequence, Tag};
 use crate::store::Node;
 
 /// How a store names the tickets of a line.
@@ -21,6 +27,8 @@ use crate::store::Node;
 pub enum Layout {
     /// In the order of 20-digit names that the store counts up.
     Numbered,
+    /// In the order of creation, under names that say whose they are.
+    Leased,
 }
 
 /// A ticket, as read back from a node.
@@ -39,38 +47,45 @@ impl Layout {
     /// The value that a ticket is stored with.
     pub fn ticket_value(self, tag: Tag, body: &[u8]) -> Bytes {
         match self {
+            Self::Leased => Bytes::copy_from_slice(body),
             Self::Numbered if body.is_empty() => tag.to_string().into(),
             Self::Numbered => [tag.to_string().as_bytes(), b" ", body].concat().into(),
         }
     }
 
     /// Reads a node as a ticket of the line `dir`. `None` for anything else that lies there:
-    /// directories, hidden nodes, names that are no number, nodes deeper down.
+    /// directories, hidden nodes, strangers, nodes deeper down.
     pub fn ticket(self, dir: &Key, node: &Node) -> Option<Ticket> {
-        match self {
-            Self::Numbered => {
-                let sequence = Self::numbered(node.key.below(dir)?)?;
-                if node.is_dir {
-                    return None;
-                }
-                let (tag, body) = split_tag(&node.value);
-                Some(Ticket {
-                    position: Position::new(sequence, node.key.clone()),
-                    tag,
-                    body,
-                })
-            }
+        if node.is_dir {
+            return None;
         }
+        let position = self.position(dir, &node.key, node.created)?;
+        let (tag, body) = match self {
+            Self::Numbered => split_tag(&node.value),
+            Self::Leased => (lease_and_nonce(node.key.name())?, node.value.clone()),
+        };
+        Some(Ticket {
+            position,
+            tag,
+            body,
+        })
     }
 
-    /// The place in line `dir` that a key stands for, without its value.
-    pub fn position(self, dir: &Key, key: &Key) -> Option<Position> {
-        match self {
-            Self::Numbered => {
-                let sequence = Self::numbered(key.below(dir)?)?;
-                Some(Position::new(sequence, key.clone()))
-            }
-        }
+    /// The place in line `dir` that a key stands for that was created at this index, without its
+    /// value.
+    pub fn position(self, dir: &Key, key: &Key, created: Index) -> Option<Position> {
+        let name = key.below(dir)?;
+        let sequence = match self {
+            Self::Numbered => Self::numbered(name)?,
+            Self::Leased => lease_and_nonce(name).map(|_| Sequence::from(created))?,
+        };
+        Some(Position::new(sequence, key.clone()))
+    }
+
+    /// The name of the ticket of this tag, where the tag is in the name.
+    #[cfg(feature = "etcd3")]
+    pub(crate) fn leased_name(tag: Tag) -> String {
+        format!("{:x}-{:x}", tag.session(), tag.nonce())
     }
 
     /// Where what is said about the line `dir`, and is no ticket, is kept. Never taken for a
@@ -82,6 +97,8 @@ impl Layout {
         match self {
             // Hidden from whoever lists the line.
             Self::Numbered => dir.join("_meta"),
+            // Whatever lies below the line counts as an owner to Go's programs: so elsewhere.
+            Self::Leased => Key::new(format!("/_meta{dir}")),
         }
     }
 
@@ -90,6 +107,26 @@ impl Layout {
         digits
             .then(|| name.parse().ok().map(Sequence::new))
             .flatten()
+    }
+}
+
+/// What a name in a line of leases says: `<lease>-<nonce>` is a tag, `<lease>` alone that of another
+/// program, and `None` a stranger. Go writes a negative lease as `-ff`.
+fn lease_and_nonce(name: &str) -> Option<Option<Tag>> {
+    let hex = |text: &str| {
+        let lower = |it: u8| it.is_ascii_digit() || (b'a'..=b'f').contains(&it);
+        let plain = !text.is_empty() && text.len() <= 16 && text.bytes().all(lower);
+        plain.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    };
+    match name.split_once('-') {
+        None => hex(name).map(|_| None),
+        Some(("", negative)) => hex(negative).map(|_| None),
+        Some((lease, nonce)) => {
+            let (lease, nonce) = (hex(lease)?, hex(nonce)?);
+            let tag = LeaseId::new(lease).map(|lease| Tag::new(lease, nonce));
+            // Written otherwise than we would it is not ours.
+            Some(tag.filter(|tag| name == format!("{:x}-{:x}", tag.session(), tag.nonce())))
+        }
     }
 }
 
@@ -108,7 +145,6 @@ fn split_tag(value: &Bytes) -> (Option<Tag>, Bytes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Index, LeaseId};
 
     fn node(key: &str, value: &[u8]) -> Node {
         let at = Index::new(1).unwrap();
@@ -144,6 +180,53 @@ mod tests {
                 None,
                 "{stranger}"
             );
+        }
+    }
+
+    #[test]
+    fn a_leased_ticket_is_named_by_its_tag_and_placed_by_its_creation() {
+        let (dir, layout) = (Key::new("/_locks/a").unwrap(), Layout::Leased);
+        let tag = Tag::new(LeaseId::new(0x7f).unwrap(), 0xab);
+        let name = format!("/_locks/a/{:x}-{:x}", tag.session(), tag.nonce());
+        let at = |index| Index::new(index).unwrap();
+        let node = |name: &str, created| {
+            let key = Key::new(name).unwrap();
+            Node::file(key, "body", at(created), at(created + 1))
+        };
+        let ticket = layout.ticket(&dir, &node(&name, 5)).unwrap();
+        assert_eq!((ticket.tag, &ticket.body[..]), (Some(tag), &b"body"[..]));
+        assert_eq!(ticket.position.sequence.get(), 5);
+        assert!(layout.ticket(&dir, &node(&name, 9)).unwrap().position > ticket.position);
+        assert_eq!(&layout.ticket_value(tag, b"body")[..], b"body");
+    }
+
+    #[test]
+    fn tickets_of_go_and_etcdctl_count_and_strangers_do_not() {
+        let (dir, layout) = (Key::new("/_locks/a").unwrap(), Layout::Leased);
+        for theirs in [
+            "694d5f2b1c3a4e07",
+            "ff",
+            "-ff",
+            "ffffffffffffffff-1",
+            "0f-1",
+            "0-1",
+        ] {
+            let node = node(&format!("/_locks/a/{theirs}"), b"x");
+            assert_eq!(layout.ticket(&dir, &node).unwrap().tag, None, "{theirs}");
+        }
+        for stranger in [
+            "_meta",
+            "x",
+            "FF",
+            "1-",
+            "-",
+            "1-2-3",
+            "12345678901234567",
+            "1/2",
+            "+1",
+        ] {
+            let node = node(&format!("/_locks/a/{stranger}"), b"x");
+            assert_eq!(layout.ticket(&dir, &node), None, "{stranger}");
         }
     }
 }

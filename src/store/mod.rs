@@ -152,18 +152,23 @@ pub struct About {
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
     pub cancels: bool,
+    /// Whether a key is either a file or a directory. Where it is not so, every key is independent
+    /// of those above and below it: nothing is `NotAFile` or `NotADirectory` to a write, a tree is
+    /// deleted key by key, and directories are only shown in what is read.
+    pub directories: bool,
     /// Whether values must be UTF-8.
     pub text_only: bool,
 }
 
 impl About {
-    /// Describes a store that has neither commits nor cancel marks.
+    /// Describes a store that has directories, and neither commits nor cancel marks.
     pub fn new(name: impl Into<Arc<str>>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             layout,
             commits: false,
             cancels: false,
+            directories: true,
             text_only: false,
         }
     }
@@ -186,6 +191,13 @@ impl About {
     #[must_use]
     pub fn with_cancels(mut self) -> Self {
         self.cancels = true;
+        self
+    }
+
+    /// Says that every key is independent of those above and below it.
+    #[must_use]
+    pub fn without_directories(mut self) -> Self {
+        self.directories = false;
         self
     }
 }

@@ -234,7 +234,7 @@ pub enum Change {
     Put(Node),
     /// It was deleted, with everything below it.
     Delete {
-        /// Whether its time ran out.
+        /// Whether its time ran out; never so where the store does not tell (etcd v3).
         expired: bool,
     },
 }

@@ -5,15 +5,16 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::exchange::{Answer, Failure};
+use super::failure::Failure;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What became of the attempts of one call.
-#[derive(Debug, Default)]
-pub(super) struct Attempts {
+#[derive(Debug)]
+pub(crate) struct Attempts<A> {
     /// What became of the last attempt on each server, in the order of their names.
     last: BTreeMap<Arc<str>, Attempt>,
-    last_answer: Option<Answer>,
+    /// What the last server answered, if it could not do it.
+    last_answer: Option<A>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
     any_sent: bool,
 }
@@ -26,19 +27,30 @@ struct Attempt {
     untrusted: bool,
 }
 
-impl Attempts {
-    pub(super) fn answered(&mut self, answer: Answer) {
+impl<A> Default for Attempts<A> {
+    fn default() -> Self {
+        Self {
+            last: BTreeMap::new(),
+            last_answer: None,
+            cause: None,
+            any_sent: false,
+        }
+    }
+}
+
+impl<A> Attempts<A> {
+    pub(crate) fn answered(&mut self, server: &Arc<str>, reason: String, answer: A) {
         self.any_sent = true;
         let attempt = Attempt {
-            reason: format!("HTTP {}", answer.status.as_u16()),
+            reason,
             hopeless: false,
             untrusted: false,
         };
-        self.last.insert(answer.server.clone(), attempt);
+        self.last.insert(server.clone(), attempt);
         self.last_answer = Some(answer);
     }
 
-    pub(super) fn failed(&mut self, server: &Arc<str>, failure: Failure) {
+    pub(crate) fn failed(&mut self, server: &Arc<str>, failure: Failure) {
         self.any_sent |= failure.maybe_sent;
         let attempt = Attempt {
             reason: failure.reason,
@@ -50,14 +62,14 @@ impl Attempts {
     }
 
     /// Whether every server is of the wrong kind, or not to be trusted: waiting changes neither.
-    pub(super) fn waiting_is_vain(&self, servers: usize) -> bool {
+    pub(crate) fn waiting_is_vain(&self, servers: usize) -> bool {
         self.last_answer.is_none()
             && self.last.len() >= servers
             && self.last.values().all(|it| it.hopeless || it.untrusted)
     }
 
     /// What there is to say after so long.
-    pub(super) fn give_up(self, waited: Duration) -> Result<Answer> {
+    pub(crate) fn give_up(self, waited: Duration) -> Result<A> {
         let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         if let Some(answer) = self.last_answer {
             return Ok(answer);

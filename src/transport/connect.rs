@@ -18,6 +18,14 @@ use super::last_words::LastWords;
 use super::tls::Tls;
 use crate::error::Result;
 
+/// Which version of HTTP is spoken: TLS negotiates it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // each driver speaks one of them
+pub(super) enum Speaks {
+    Http1,
+    Http2,
+}
+
 /// Adapts a [`Dial`].
 #[derive(Clone, Debug)]
 pub(super) struct Dialer {
@@ -102,7 +110,7 @@ pub(super) type Connector = Dialer;
 
 /// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
-pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
+pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>, _: Speaks) -> Result<Connector> {
     use crate::error::{Error, ErrorKind};
 
     if tls.is_some() {
@@ -117,10 +125,13 @@ pub(super) type Connector = hyper_rustls::HttpsConnector<Dialer>;
 
 /// Makes the connector; `tls` if any endpoint needs it.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>) -> Result<Connector> {
+pub(super) fn connector(dialer: Dialer, tls: Option<&Tls>, speaks: Speaks) -> Result<Connector> {
     use super::trust;
 
-    let config = trust::config(tls)?;
+    let mut config = trust::config(tls)?;
+    if speaks == Speaks::Http2 {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+    }
     Ok(match tls.map(trust::server_name).transpose()?.flatten() {
         Some(name) => {
             let name = hyper_rustls::FixedServerNameResolver::new(name);

@@ -1,26 +1,25 @@
 //! One request to one server, and the question that decides everything after a failure: was it
 //! sent?
 
-use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::TokioTimer;
-use tokio::runtime::Handle;
 
-use super::connect::{Connector, Dialer, connector};
+use super::connect::{Connector, Dialer, Speaks, connector};
 use super::dial::Dial;
-use super::distrust::{self, Moment};
+use super::distrust::Moment;
 use super::endpoint::Endpoint;
+use super::executor::Tasks;
+use super::failure::{self, Broken, Failure};
+use super::latency::Limits;
 use super::mistaken::{self, Known};
 use super::tls::Tls;
 use crate::error::Result;
@@ -50,15 +49,6 @@ pub(crate) enum Payload {
 pub(crate) enum As {
     User,
     Nobody,
-}
-
-/// Until when one attempt may take.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Until when there must be a connection.
-    pub(super) connect: Instant,
-    /// Until when there must be an answer; not before `connect`.
-    pub(super) answer: Instant,
 }
 
 /// A whole answer.
@@ -93,36 +83,6 @@ pub(crate) struct Opened {
     read: BytesMut,
 }
 
-/// Why there is no answer.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    /// Whether the server may have seen the request. If not, nothing can have happened.
-    pub(crate) maybe_sent: bool,
-    /// Whether asking again will not help: something answered that does not speak HTTP, or too
-    /// much.
-    pub(crate) hopeless: bool,
-    /// Whether TLS found no trust. Then nothing was sent.
-    pub(crate) untrusted: bool,
-    /// Whether the server closed the connection without a word.
-    pub(super) hung_up: bool,
-    pub(crate) reason: String,
-    pub(crate) cause: Option<Box<dyn StdError + Send + Sync>>,
-}
-
-/// Where connections are served: on the runtime's own thread if it has one, else where the
-/// request is made. Each ends with its connection, and the pool closes what is idle.
-#[derive(Clone)]
-struct Tasks(Option<Handle>);
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        match &self.0 {
-            Some(thread) => drop(thread.spawn(task)),
-            None => drop(tokio::spawn(task)),
-        }
-    }
-}
-
 /// Pooled connections to all endpoints.
 pub(super) struct Exchange {
     client: Client<Connector, Full<Bytes>>,
@@ -143,9 +103,10 @@ impl Exchange {
         idle: (Duration, usize),
     ) -> Result<Self> {
         let thread = runtime.own_thread().cloned();
-        let connector = connector(Dialer::new(dialer, thread.clone()), tls)?;
+        let dialer = Dialer::new(dialer, thread.clone());
+        let connector = connector(dialer, tls, Speaks::Http1)?;
         // hyper's own retry stays on: it only repeats what provably was never written.
-        let client = Client::builder(Tasks(thread))
+        let client = Client::builder(Tasks::on(thread))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(idle.0)
             .pool_max_idle_per_host(idle.1)
@@ -193,10 +154,27 @@ impl Exchange {
             Ok(answer) => answer,
             Err(error) => {
                 let connected = connection.connection_metadata().is_some();
-                let mut failure = Failure::of(error, connected, self.identity);
+                let moment = if error.is_connect() || !connected {
+                    Moment::Handshake
+                } else {
+                    Moment::Connected
+                };
+                // What hyper calls canceled it never began to write.
+                let hyper = failure::innermost_hyper(&error);
+                let broken = Broken {
+                    moment,
+                    identity: self.identity,
+                    never_sent: hyper.is_some_and(hyper::Error::is_canceled),
+                    stranger: "the answer is not HTTP: is this an etcd v2 endpoint?",
+                };
+                let mut failure = Failure::of(error.into(), broken);
                 if failure.hung_up && !self.known.has(endpoint) {
-                    let until = limits.answer;
-                    self.look_closer(&mut failure, endpoint, until).await;
+                    let look = mistaken::look_closer(self.connector.clone(), endpoint);
+                    tokio::select! {
+                        biased;
+                        found = look => failure.amend(found),
+                        () = self.clock.sleep_until(limits.answer) => {}
+                    }
                 }
                 return Err(failure);
             }
@@ -241,25 +219,6 @@ impl Exchange {
             span,
             astray,
         })
-    }
-
-    /// Finds out whether a server hung up because it speaks the other protocol.
-    async fn look_closer(&self, failure: &mut Failure, endpoint: &Endpoint, until: Instant) {
-        let mistaken = tokio::select! {
-            biased;
-            mistaken = mistaken::speaks_the_other(self.connector.clone(), endpoint) => mistaken,
-            () = self.clock.sleep_until(until) => false,
-        };
-        if !mistaken {
-            return;
-        }
-        failure.reason = if endpoint.scheme == Scheme::HTTPS {
-            failure.untrusted = true;
-            "the server does not speak TLS but plain HTTP: is this an http:// endpoint?".into()
-        } else {
-            failure.hopeless = true;
-            "the server speaks TLS: is this an https:// endpoint?".into()
-        };
     }
 
     fn request(
@@ -327,94 +286,4 @@ impl Opened {
         }
         Ok(self.read.split().freeze())
     }
-}
-
-impl Failure {
-    pub(super) fn new(maybe_sent: bool, reason: String) -> Self {
-        Self {
-            maybe_sent,
-            hopeless: false,
-            untrusted: false,
-            hung_up: false,
-            reason,
-            cause: None,
-        }
-    }
-
-    fn of(error: hyper_util::client::legacy::Error, connected: bool, identity: bool) -> Self {
-        let moment = if error.is_connect() || !connected {
-            Moment::Handshake
-        } else {
-            Moment::Connected
-        };
-        let distrust = distrust::words(&error, moment, identity);
-        let hyper = innermost_hyper(&error);
-        // What hyper calls canceled it never began to write.
-        let maybe_sent = moment == Moment::Connected
-            && distrust.is_none()
-            && !hyper.is_some_and(hyper::Error::is_canceled);
-        let hopeless = hyper.is_some_and(hyper::Error::is_parse);
-        let untrusted = distrust.is_some();
-        let reason = if let Some(words) = distrust {
-            words
-        } else if hopeless {
-            "the answer is not HTTP: is this an etcd v2 endpoint?".to_owned()
-        } else {
-            let what = if maybe_sent {
-                "no answer"
-            } else {
-                "no connection"
-            };
-            format!("{what} ({})", root_cause(&error))
-        };
-        Self {
-            maybe_sent,
-            hopeless,
-            untrusted,
-            hung_up: hung_up(&error) || hyper.is_some_and(hyper::Error::is_incomplete_message),
-            reason,
-            cause: Some(error.into()),
-        }
-    }
-}
-
-/// hyper's own error inside the pool's.
-fn innermost_hyper<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a hyper::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref() {
-            return Some(error);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// Whether the connection ended before it stood.
-fn hung_up(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let Some(io) = error.downcast_ref::<io::Error>() else {
-            next = error.source();
-            continue;
-        };
-        if matches!(
-            io.kind(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
-        ) {
-            return true;
-        }
-        // Its source is not what it wraps but the source of that.
-        next = io.get_ref().map(|it| it as _);
-    }
-    false
-}
-
-/// The last link of the chain: `Connection refused` rather than `client error (Connect)`.
-fn root_cause(error: &(dyn StdError + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }

@@ -3,10 +3,22 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Repeat;
+use crate::runtime::Instant;
+
 /// How many recent answers count.
 const WINDOW: usize = 128;
 /// How many answers until the percentile is computed anew.
 const REFRESH: usize = 16;
+
+/// Until when one attempt may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Until when there must be a connection.
+    pub(crate) connect: Instant,
+    /// Until when there must be an answer; not before `connect`.
+    pub(crate) answer: Instant,
+}
 
 /// The recent successes.
 #[derive(Debug, Default)]
@@ -49,6 +61,30 @@ impl Latency {
         let patient = (self.p99() * 4).max(Duration::from_secs(1));
         let patient = patient.saturating_mul(1 << rounds.min(16));
         patient.min(whole / 3)
+    }
+
+    /// What one attempt may take, so that each of the `others` not tried yet gets its share too.
+    /// Each round has twice the time of the one before, so that what just takes long (a large tree)
+    /// comes in the end. A write that is on its way has a third of the whole: nobody else may be
+    /// asked then.
+    pub(crate) fn limits(
+        &self,
+        repeat: Repeat,
+        now: Instant,
+        deadline: Instant,
+        (whole, rounds, others): (Duration, u32, usize),
+    ) -> Limits {
+        let attempt = self.attempt(whole, rounds);
+        let others = u32::try_from(others).unwrap_or(u32::MAX - 1);
+        let share = attempt.min(deadline.since(now) / (others + 1));
+        let answer = match repeat {
+            Repeat::Harmless => now + share,
+            Repeat::NeverSent => deadline.min(now + attempt.max(whole / 3)),
+        };
+        Limits {
+            connect: now + share,
+            answer,
+        }
     }
 }
 

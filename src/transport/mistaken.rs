@@ -42,10 +42,28 @@ impl Known {
     }
 }
 
-/// Whether the server speaks the protocol that its endpoint does not name. Costs a connection.
+/// What was found out about a server that hung up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mistaken {
+    /// It speaks plain HTTP, and TLS was expected.
+    NoTls,
+    /// It speaks TLS, and plain HTTP was expected.
+    Tls,
+}
+
+/// Asks in the protocol that the endpoint does not name. Costs a connection.
 ///
 /// Cancel safe: dropping the future closes the connection.
-pub(super) async fn speaks_the_other(mut connector: Connector, endpoint: &Endpoint) -> bool {
+pub(super) async fn look_closer(connector: Connector, endpoint: &Endpoint) -> Option<Mistaken> {
+    let found = if endpoint.scheme == Scheme::HTTPS {
+        Mistaken::NoTls
+    } else {
+        Mistaken::Tls
+    };
+    speaks_the_other(connector, endpoint).await.then_some(found)
+}
+
+async fn speaks_the_other(mut connector: Connector, endpoint: &Endpoint) -> bool {
     if !cfg!(any(feature = "tls-ring", feature = "tls-aws-lc")) {
         return false;
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-/// Options of TLS: see [`Builder::tls`](crate::etcd2::Builder::tls).
+/// Options of TLS: see the drivers' builders.
 ///
 /// Files are read when the client is made, and not again: make a new client for a renewed
 /// certificate. Private keys are PKCS#8, PKCS#1 or SEC1, not encrypted; they show nowhere.
@@ -80,7 +80,7 @@ impl Tls {
     }
 
     /// Whether anything is not as [`new`](Self::new) makes it.
-    pub(super) fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         *self != Self::new()
     }
 }

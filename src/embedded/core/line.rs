@@ -47,8 +47,9 @@ impl Core {
         children
             .into_iter()
             .flat_map(|children| children.range::<str, _>(earlier))
-            .filter(|(_, child)| !child.is_dir() && LAYOUT.position(dir, &child.key).is_some())
-            .map(|(_, child)| self.node(child))
+            .map(|(_, child)| child)
+            .filter(|it| !it.is_dir() && LAYOUT.position(dir, &it.key, it.created).is_some())
+            .map(|child| self.node(child))
             .collect()
     }
 

@@ -337,7 +337,8 @@ impl Ticket {
     }
 
     fn enter(&mut self, node: Node, sent: Instant, known: Option<View>) -> Result<()> {
-        let Some(position) = self.core.layout.position(self.line.dir(), &node.key) else {
+        let (layout, dir) = (self.core.layout, self.line.dir());
+        let Some(position) = layout.position(dir, &node.key, node.created) else {
             let text = "the store gave the ticket a name that is none";
             return Err(Error::new(ErrorKind::Protocol, text)
                 .during("append")

@@ -1,0 +1,123 @@
+//! What all operations of the driver share, and the bytes that keys are on the wire.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::hub::Hub;
+use super::keep::Keeper;
+use super::line::MarkLease;
+use super::proto::KeyValue;
+use super::rpc::{Wire, index};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, LeaseId};
+use crate::runtime::Instant;
+use crate::store::Node;
+
+/// What every operation needs.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) wire: Arc<Wire>,
+    pub(super) name: Arc<str>,
+    pub(super) keeper: Keeper,
+    pub(super) watches: Hub,
+    /// Below which cancel marks are put.
+    pub(super) marks: Key,
+    pub(super) mark_lease: MarkLease,
+}
+
+impl Driver {
+    pub(super) fn deadline(&self) -> Instant {
+        self.wire.deadline()
+    }
+}
+
+/// A key's own bytes.
+pub(super) fn bytes(key: &Key) -> Bytes {
+    Bytes::copy_from_slice(key.as_str().as_bytes())
+}
+
+/// What the bytes of all keys below this one begin with.
+pub(super) fn prefix(key: &Key) -> String {
+    if key.is_root() {
+        "/".to_owned()
+    } else {
+        format!("{key}/")
+    }
+}
+
+/// Where the keys below this one end, and those of its siblings with a longer name go on.
+pub(super) fn prefix_end(key: &Key) -> Bytes {
+    after(&prefix(key))
+}
+
+/// The first bytes that begin with none of `prefix`, which ends in ASCII.
+pub(super) fn after(prefix: &str) -> Bytes {
+    let mut bytes = prefix.as_bytes().to_vec();
+    if let Some(last) = bytes.last_mut() {
+        *last += 1;
+    }
+    bytes.into()
+}
+
+/// A stored pair as a node; `None` where its key breaks the rules of keys.
+pub(super) fn node(kv: &KeyValue) -> Option<Node> {
+    let key = Key::new(std::str::from_utf8(&kv.key).ok()?).ok()?;
+    let (created, modified) = (index(kv.create_revision)?, index(kv.mod_revision)?);
+    Some(Node::file(key, kv.value.clone(), created, modified).with_lease(lease(kv)))
+}
+
+/// The lease that a pair hangs on. Those of other programs can be negative: no [`LeaseId`].
+fn lease(kv: &KeyValue) -> Option<LeaseId> {
+    LeaseId::new(u64::try_from(kv.lease).ok()?)
+}
+
+/// A lease as the wire wants it: it has 63 bits.
+pub(super) fn lease_number(lease: LeaseId) -> i64 {
+    i64::try_from(lease.get()).unwrap_or(i64::MAX)
+}
+
+/// The root is a directory that is always there.
+pub(super) fn check_root(key: &Key) -> Result<()> {
+    if key.is_root() {
+        let text = "the root is read only";
+        return Err(Error::new(ErrorKind::RootReadOnly, text).at(key));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_siblings_with_longer_names() {
+        let key = Key::new("/a/b").unwrap();
+        let (from, to) = (prefix(&key), prefix_end(&key));
+        let inside = |text: &str| text.as_bytes() >= from.as_bytes() && text.as_bytes() < &to[..];
+        assert!(inside("/a/b/") && inside("/a/b/c") && inside("/a/b/\u{10ffff}"));
+        assert!(!inside("/a/b") && !inside("/a/b-c") && !inside("/a/b0") && !inside("/a/bc"));
+        assert_eq!(
+            (prefix(&Key::root()), &prefix_end(&Key::root())[..]),
+            ("/".into(), &b"0"[..])
+        );
+    }
+
+    #[test]
+    fn what_others_write_is_read_or_left_out_and_never_a_panic() {
+        let kv = |key: &'static [u8], lease| KeyValue {
+            key: Bytes::from_static(key),
+            create_revision: 2,
+            mod_revision: 3,
+            value: Bytes::from_static(b"\xff"),
+            lease,
+        };
+        let found = node(&kv(b"/a", 7)).unwrap();
+        assert_eq!((found.created.get(), found.modified.get()), (2, 3));
+        assert_eq!(found.lease, LeaseId::new(7));
+        assert_eq!(node(&kv(b"/a", -7)).unwrap().lease, None);
+        for key in [&b"/a//b"[..], b"a", b"/\xff", b"", b"/a/"] {
+            assert_eq!(node(&kv(key, 0)), None);
+        }
+    }
+}

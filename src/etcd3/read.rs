@@ -1,0 +1,317 @@
+//! Reads: of one key, of one level, of a tree.
+//!
+//! etcd v3 knows no directories: they are what the names of keys look like. A list is a walk over
+//! the keys in order that jumps over what it does not show: the inside of a directory it has named,
+//! what is hidden, siblings with longer names (`/a-b` lies between `/a` and `/a/x`). It goes page by
+//! page, all of them at the revision of the first, so it is the state at one index however long it
+//! takes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::driver::{Driver, after, bytes, node, prefix, prefix_end};
+use super::proto::{KeyValue, RangeRequest, Request, RequestOp, Response, Rpc, TxnRequest};
+use super::rpc::{Ask, Reply};
+use super::txn::{first, number, present};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{self, Index, Key};
+use crate::runtime::Instant;
+use crate::store::{Freshness, Get, Node, Select, View};
+
+/// How many keys one request asks for.
+const PAGE: usize = 1_000;
+
+impl Driver {
+    pub(super) async fn get(&self, get: &Get) -> Result<View> {
+        let deadline = self.deadline();
+        match get.select {
+            Select::Node => self.one(get, deadline).await,
+            Select::Children | Select::Tree => self.list(get, deadline).await,
+        }
+    }
+
+    /// The key, or if there is none, whether it is a directory: in one round trip.
+    async fn one(&self, get: &Get, deadline: Instant) -> Result<View> {
+        let ask = |serializable| TxnRequest {
+            compare: vec![present(&get.key)],
+            success: vec![RequestOp::from(Request::Range(RangeRequest {
+                key: bytes(&get.key),
+                keys_only: get.keys_only,
+                serializable,
+                ..RangeRequest::default()
+            }))],
+            failure: vec![RequestOp::from(Request::Range(RangeRequest {
+                serializable,
+                ..any_below(&get.key)
+            }))],
+        };
+        let mut reply = match self.fresh(get.freshness, deadline, ask).await {
+            // These credentials may be good for the key and not for what is below it.
+            Err(error) if error.kind() == ErrorKind::Forbidden => {
+                return self.alone(get, deadline).await;
+            }
+            reply => reply?,
+        };
+        let found = match reply.take().next() {
+            Some(Response::Range(range)) => first(range),
+            _ => return Err(reply.broken("the answer to a read holds none")),
+        };
+        let found = found.as_ref().and_then(|kv| {
+            if reply.body.succeeded {
+                node(kv)
+            } else {
+                directory(&get.key, kv)
+            }
+        });
+        Ok(View::new(reply.index, Vec::from_iter(found)))
+    }
+
+    async fn alone(&self, get: &Get, deadline: Instant) -> Result<View> {
+        let ask = |serializable| RangeRequest {
+            key: bytes(&get.key),
+            keys_only: get.keys_only,
+            serializable,
+            ..RangeRequest::default()
+        };
+        let reply = self.fresh(get.freshness, deadline, ask).await?;
+        let found = reply.body.kvs.first().and_then(node);
+        Ok(View::new(reply.index, Vec::from_iter(found)))
+    }
+
+    /// Asks for what is as fresh as it must be; `request` makes the question, which any server may
+    /// answer from what it knows, or not.
+    async fn fresh<Q: Rpc>(
+        &self,
+        freshness: Freshness,
+        deadline: Instant,
+        request: impl Fn(bool) -> Q,
+    ) -> Result<Reply<Q::Reply>> {
+        let at_least = match freshness {
+            Freshness::Linearizable => None,
+            Freshness::Any => return self.wire.call(&request(true), Ask::LOCAL, deadline).await,
+            Freshness::AtLeast(index) => {
+                let reply = self.wire.call(&request(true), Ask::LOCAL, deadline).await?;
+                if reply.index >= index {
+                    return Ok(reply);
+                }
+                Some(index)
+            }
+        };
+        let reply = self
+            .wire
+            .call(&request(false), Ask::HARMLESS, deadline)
+            .await?;
+        match at_least {
+            Some(index) if reply.index < index => {
+                let text = format!(
+                    "this store has never been at index {index}: it is another one, or restored \
+                     from a backup"
+                );
+                let error = Error::new(ErrorKind::ClusterChanged, text);
+                Err(error.on(&*reply.server).seen_at(reply.index))
+            }
+            _ => Ok(reply),
+        }
+    }
+
+    async fn list(&self, get: &Get, deadline: Instant) -> Result<View> {
+        let mut walk = Walk::new(get)?;
+        let mut at = get.page.as_ref().and_then(|page| page.at);
+        let mut size = PAGE.min(walk.limit.saturating_add(1)).max(16);
+        loop {
+            let limit = i64::try_from(size).unwrap_or(i64::MAX);
+            let ask = |serializable| RangeRequest {
+                key: walk.next.clone(),
+                range_end: walk.end.clone(),
+                limit,
+                revision: at.map_or(0, number),
+                keys_only: get.keys_only,
+                serializable,
+                ..RangeRequest::default()
+            };
+            let reply = match at {
+                // What was at a revision is the same everywhere.
+                Some(_) => self.wire.call(&ask(true), Ask::LOCAL, deadline).await,
+                None => self.fresh(get.freshness, deadline, ask).await,
+            };
+            let reply = match reply {
+                Err(error) if error.detail().starts_with(super::error::TOO_LARGE) && size > 1 => {
+                    size = (size / 4).max(1);
+                    continue;
+                }
+                reply => reply?,
+            };
+            let index = *at.get_or_insert(reply.index);
+            let full = !walk.take(&reply.body.kvs);
+            if full || !reply.body.more || walk.next >= walk.end {
+                return Ok(walk.view(index));
+            }
+        }
+    }
+}
+
+/// The first key of a directory: is there any?
+pub(super) fn any_below(key: &Key) -> RangeRequest {
+    RangeRequest {
+        key: prefix(key).into(),
+        range_end: prefix_end(key),
+        limit: 1,
+        keys_only: true,
+        ..RangeRequest::default()
+    }
+}
+
+/// A directory, as its first key shows it.
+fn directory(key: &Key, first: &KeyValue) -> Option<Node> {
+    let created = super::rpc::index(first.create_revision)?;
+    Some(Node::dir(key.clone(), created, created))
+}
+
+/// A walk over the keys.
+struct Walk<'a> {
+    get: &'a Get,
+    /// What the bytes of all keys below begin with.
+    prefix: String,
+    /// The first bytes not seen yet.
+    next: Bytes,
+    end: Bytes,
+    /// At most so many nodes.
+    limit: usize,
+    /// Whether this is a page: those hold no directories, whose place in the order of the keys is
+    /// before that where they are found.
+    paged: bool,
+    nodes: BTreeMap<Key, Node>,
+    /// The directory whose ancestors were noted last.
+    noted: Option<Key>,
+    more: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(get: &'a Get) -> Result<Self> {
+        let prefix = prefix(&get.key);
+        let mut next = match get.select {
+            Select::Tree if !get.key.is_root() => bytes(&get.key),
+            _ => Bytes::copy_from_slice(prefix.as_bytes()),
+        };
+        let last = get.page.as_ref().and_then(|page| page.after.as_ref());
+        if let Some(last) = last {
+            if get.select == Select::Children && last.below(&get.key).is_none() {
+                let key = &get.key;
+                let text = format!("a page of the children of {key} cannot begin after {last}");
+                return Err(Error::new(ErrorKind::InvalidOptions, text));
+            }
+            next = next.max(format!("{last}\0").into());
+        }
+        Ok(Self {
+            get,
+            next,
+            end: prefix_end(&get.key),
+            prefix,
+            limit: get.page.as_ref().map_or(usize::MAX, |it| it.limit.get()),
+            paged: get.page.is_some(),
+            nodes: BTreeMap::new(),
+            noted: None,
+            more: false,
+        })
+    }
+
+    /// Takes keys in, in order; whether it wants more.
+    fn take(&mut self, kvs: &[KeyValue]) -> bool {
+        for kv in kvs {
+            if kv.key < self.next {
+                continue;
+            }
+            let Some((node, next)) = self.step(kv) else {
+                self.next = behind(&kv.key);
+                continue;
+            };
+            if let Some(node) = node {
+                if self.nodes.len() >= self.limit {
+                    self.more = true;
+                    return false;
+                }
+                // Where there is a file too, that comes first.
+                self.nodes.entry(node.key.clone()).or_insert(node);
+            }
+            self.next = next;
+        }
+        true
+    }
+
+    /// What a pair adds, and where the walk goes on; `None` for a key that breaks the rules.
+    fn step(&mut self, kv: &KeyValue) -> Option<(Option<Node>, Bytes)> {
+        let node = node(kv)?;
+        if node.key == self.get.key {
+            return Some((Some(node), behind(&kv.key)));
+        }
+        let Some(below) = node.key.as_str().strip_prefix(&*self.prefix) else {
+            // A sibling with a longer name: none of them is wanted.
+            return Some((None, Bytes::copy_from_slice(self.prefix.as_bytes())));
+        };
+        if let Some(hidden) = hidden_at(below) {
+            self.directories(&node.key, kv, below.get(..hidden)?);
+            // Names that begin so are side by side.
+            let visible = node.key.as_str().len() - below.len() + hidden;
+            let hidden = node.key.as_str().get(..=visible)?;
+            return Some((None, after(hidden)));
+        }
+        match (self.get.select, below.split_once('/')) {
+            (Select::Children, Some((name, _))) => {
+                let inside = format!("{}{name}/", self.prefix);
+                self.directories(&node.key, kv, name);
+                Some((None, after(&inside)))
+            }
+            _ => {
+                self.directories(&node.key, kv, below);
+                Some((Some(node), behind(&kv.key)))
+            }
+        }
+    }
+
+    /// Notes the directories that a key shows to be there: the top, and those in the part of the
+    /// path `below` it that lie above the key.
+    fn directories(&mut self, key: &Key, kv: &KeyValue, below: &str) {
+        if self.paged || self.noted.is_some() && self.noted == key.parent() {
+            return;
+        }
+        // Only of what is shown: else the ancestors of a hidden key would hide those of the next.
+        self.noted = key.parent().filter(|_| key.as_str().ends_with(below));
+        let top = (self.get.select == Select::Tree).then(|| self.get.key.clone());
+        let ancestors = std::iter::successors(key.parent(), Key::parent);
+        let shown = self.prefix.len() + below.len();
+        let ancestors = ancestors
+            .take_while(|it| it.below(&self.get.key).is_some())
+            .filter(|it| it.as_str().len() <= shown)
+            .filter(|it| {
+                let deep = it.below(&self.get.key).is_some_and(|it| it.contains('/'));
+                self.get.select == Select::Tree || !deep
+            });
+        for dir in ancestors.chain(top).collect::<Vec<_>>() {
+            if let Some(node) = directory(&dir, kv) {
+                self.nodes.entry(dir).or_insert(node);
+            }
+        }
+    }
+
+    fn view(self, index: Index) -> View {
+        let nodes = self.nodes.into_values().collect();
+        View::new(index, nodes).and_more(self.more)
+    }
+}
+
+/// Where the first hidden segment of a path begins.
+fn hidden_at(below: &str) -> Option<usize> {
+    if !key::is_hidden(below) {
+        return None;
+    }
+    if below.starts_with('_') {
+        return Some(0);
+    }
+    below.find("/_").map(|at| at + 1)
+}
+
+/// The first bytes after these.
+fn behind(key: &Bytes) -> Bytes {
+    [key, &b"\0"[..]].concat().into()
+}

@@ -1,0 +1,476 @@
+//! One call: sent to one server after the other until somebody answers, the time is up, or it may
+//! have been sent and must not be again. And one stream, to one server.
+
+use std::collections::VecDeque;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream};
+use http::uri::PathAndQuery;
+use hyper::body::Incoming;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+use tower_service::Service;
+
+use super::auth::Auth;
+use super::error::{Judged, Next, judge};
+use super::proto::{Headed, ResponseHeader, Rpc};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Index;
+use crate::runtime::{Instant, Runtime};
+use crate::transport::{
+    Attempts, Channel, Channels, Endpoint, Endpoints, Failure, Latency, Limits, Repeat, SendError,
+    ambiguous, pauses,
+};
+
+/// The largest answer that is read.
+const LARGEST: usize = 256 << 20;
+
+/// What a token is called in a request's metadata.
+const TOKEN: &str = "token";
+/// A server that has no leader is to say so at once instead of trying for seconds.
+const LED: &str = "hasleader";
+
+pub(super) type Token = MetadataValue<Ascii>;
+
+/// The way to the servers: what every request needs, and what the answers have told.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) endpoints: Endpoints,
+    pub(super) channels: Channels<Body>,
+    pub(super) latency: Latency,
+    pub(super) runtime: Runtime,
+    pub(super) timeout: Duration,
+    pub(super) auth: Auth,
+    /// The cluster that the first answer came from.
+    pub(super) cluster: OnceLock<u64>,
+    /// The latest index that an answer named.
+    pub(super) seen: AtomicU64,
+}
+
+/// How a request is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub(super) repeat: Repeat,
+    /// Only a server that has a leader may answer.
+    pub(super) led: bool,
+}
+
+impl Ask {
+    /// A read that any server may answer from what it knows.
+    pub(super) const LOCAL: Self = Self {
+        repeat: Repeat::Harmless,
+        led: false,
+    };
+    /// A read, or a write that can be repeated.
+    pub(super) const HARMLESS: Self = Self {
+        repeat: Repeat::Harmless,
+        led: true,
+    };
+    /// A write.
+    pub(super) const ONCE: Self = Self {
+        repeat: Repeat::NeverSent,
+        led: true,
+    };
+}
+
+/// A success.
+#[derive(Debug)]
+pub(super) struct Reply<R> {
+    /// The store's index when it answered.
+    pub(super) index: Index,
+    pub(super) body: R,
+    pub(super) server: Arc<str>,
+}
+
+impl<R> Reply<R> {
+    /// The error for an answer that breaks the protocol.
+    pub(super) fn broken(&self, text: &'static str) -> Error {
+        Error::new(ErrorKind::Protocol, text).on(&*self.server)
+    }
+}
+
+/// Why one attempt brought nothing.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Nobody answered.
+    Failure(Failure),
+    /// The server answered this.
+    Refused(Box<Judged>),
+}
+
+impl Trouble {
+    /// The error that ends whatever this was a part of.
+    pub(super) fn into_error(self, server: &str) -> Error {
+        match self {
+            Self::Refused(judged) => judged.error.on(server),
+            Self::Failure(failure) => {
+                let kind = if failure.untrusted {
+                    ErrorKind::Untrusted
+                } else if failure.hopeless {
+                    ErrorKind::Protocol
+                } else if failure.maybe_sent {
+                    ErrorKind::Unavailable
+                } else {
+                    ErrorKind::Unreachable
+                };
+                let error = Error::new(kind, failure.reason).on(server);
+                match failure.cause {
+                    Some(cause) => error.caused_by(cause),
+                    None => error,
+                }
+            }
+        }
+    }
+}
+
+impl Wire {
+    /// When an operation that begins now must have ended.
+    pub(super) fn deadline(&self) -> Instant {
+        self.runtime.clock.now() + self.timeout
+    }
+
+    /// Sends a request until somebody answers, `deadline` passes, or it may have been sent and must
+    /// not be again.
+    ///
+    /// # Errors
+    /// `Unreachable`: never sent. `Untrusted`: the same, because TLS found no trust on any server.
+    /// `Ambiguous`: may have been sent, and must not be again. `Unavailable`: no server could do it,
+    /// and none has. `Timeout`, `Protocol`: a harmless request that nobody answered (properly). What
+    /// a server refuses it with.
+    pub(super) async fn call<Q: Rpc>(
+        &self,
+        request: &Q,
+        ask: Ask,
+        deadline: Instant,
+    ) -> Result<Reply<Q::Reply>> {
+        let attempt = |endpoint: Arc<Endpoint>, limits| {
+            async move { self.attempt(request, &endpoint, ask.led, limits).await }.boxed()
+        };
+        self.rounds(Q::PATH, ask.repeat, deadline, attempt).await
+    }
+
+    /// The same for any kind of attempt.
+    pub(super) async fn rounds<'a, R: Headed>(
+        &self,
+        path: &'static str,
+        repeat: Repeat,
+        deadline: Instant,
+        attempt: impl Fn(Arc<Endpoint>, Limits) -> BoxFuture<'a, Result<R, Trouble>> + Send,
+    ) -> Result<Reply<R>> {
+        let clock = &self.runtime.clock;
+        let mut log = Attempts::default();
+        let mut pauses = pauses(&self.runtime.entropy);
+        let mut new_tokens = 0;
+        let began = clock.now();
+        let whole = self.timeout.max(deadline.since(began));
+        for rounds in 0.. {
+            let mut round: VecDeque<_> = self.endpoints.order(clock.now()).into();
+            let servers = round.len();
+            while let Some(endpoint) = round.pop_front() {
+                let started = clock.now();
+                let share = (whole, rounds, round.len());
+                let limits = self.latency.limits(repeat, started, deadline, share);
+                let outcome = attempt(endpoint.clone(), limits).await;
+                let now = clock.now();
+                self.trace(path, &endpoint.origin, &outcome, now.since(started));
+                match outcome {
+                    Ok(reply) => {
+                        self.endpoints.answered(&endpoint);
+                        self.latency.record(now.since(started));
+                        return self.understood(reply, &endpoint);
+                    }
+                    Err(Trouble::Refused(judged)) => {
+                        let Judged { error, next } = *judged;
+                        let error = error.on(&*endpoint.origin);
+                        match next {
+                            Next::Final => return Err(error),
+                            Next::NewToken if new_tokens < 2 && self.auth.is_asked_for() => {
+                                new_tokens += 1;
+                                round.push_front(endpoint);
+                            }
+                            Next::NewToken => return Err(error),
+                            Next::Unknown if repeat == Repeat::NeverSent => {
+                                self.endpoints.failed(&endpoint, now);
+                                let note = "it may have been done all the same";
+                                return Err(error.into_kind(ErrorKind::Ambiguous, note));
+                            }
+                            Next::Elsewhere | Next::Unknown => {
+                                self.endpoints.failed(&endpoint, now);
+                                let reason = error.detail().to_owned();
+                                log.answered(&endpoint.origin, reason, error);
+                            }
+                        }
+                    }
+                    Err(Trouble::Failure(failure)) => {
+                        self.endpoints.failed(&endpoint, now);
+                        if failure.maybe_sent && repeat == Repeat::NeverSent {
+                            return Err(ambiguous(failure, &endpoint.origin));
+                        }
+                        log.failed(&endpoint.origin, failure);
+                    }
+                }
+                if clock.has_passed(deadline) {
+                    return give_up(log, clock.now().since(began));
+                }
+            }
+            if log.waiting_is_vain(servers) {
+                break;
+            }
+            let pause = pauses.next().unwrap_or(Duration::from_secs(1));
+            clock.sleep_until(deadline.min(clock.now() + pause)).await;
+            if clock.has_passed(deadline) {
+                break;
+            }
+        }
+        give_up(log, clock.now().since(began))
+    }
+
+    /// Sends a request to one endpoint, once, with a token if the server wants one.
+    pub(super) async fn attempt<Q: Rpc>(
+        &self,
+        request: &Q,
+        endpoint: &Arc<Endpoint>,
+        led: bool,
+        limits: Limits,
+    ) -> Result<Q::Reply, Trouble> {
+        let token = self.token(endpoint, limits).await?;
+        let outcome = self
+            .bare(request, endpoint, led, token.clone(), limits)
+            .await;
+        if let Err(Trouble::Refused(judged)) = &outcome
+            && judged.next == Next::NewToken
+        {
+            self.auth.forget(token.as_ref());
+        }
+        outcome
+    }
+
+    /// The same with this token, or none.
+    pub(super) async fn bare<Q: Rpc>(
+        &self,
+        request: &Q,
+        endpoint: &Arc<Endpoint>,
+        led: bool,
+        token: Option<Token>,
+        limits: Limits,
+    ) -> Result<Q::Reply, Trouble> {
+        let clock = &self.runtime.clock;
+        let channel = self.channels.open(endpoint, limits.connect).await;
+        let channel = channel.map_err(Trouble::Failure)?;
+        let sent = clock.now();
+        let mut grpc = grpc(&channel, endpoint);
+        let request = dressed(request.clone(), led, token);
+        let calling = grpc.unary(
+            request,
+            PathAndQuery::from_static(Q::PATH),
+            ProstCodec::default(),
+        );
+        tokio::select! {
+            biased;
+            outcome = calling => match outcome {
+                Ok(answer) => {
+                    self.channels.answered(endpoint);
+                    Ok(answer.into_inner())
+                }
+                Err(status) => {
+                    Err(self.trouble(status, endpoint, &channel, limits.answer).await)
+                }
+            },
+            () = clock.sleep_until(limits.answer) => {
+                // The connection may be dead without anybody having said so.
+                self.channels.give_up(endpoint, &channel);
+                let took = clock.now().since(sent).as_millis();
+                Err(Trouble::Failure(Failure::new(true, format!("no answer within {took} ms"))))
+            }
+        }
+    }
+
+    /// Opens a stream to one endpoint: what is in `requests` goes there, what is returned comes
+    /// from there.
+    pub(super) async fn stream<Q, R>(
+        &self,
+        path: &'static str,
+        requests: impl Stream<Item = Q> + Send + 'static,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<(Streaming<R>, Channel<Body>), Trouble>
+    where
+        Q: prost::Message + Default + 'static,
+        R: prost::Message + Default + 'static,
+    {
+        let clock = &self.runtime.clock;
+        let limits = self.stream_limits();
+        let token = self.token(endpoint, limits).await?;
+        let channel = self.channels.open(endpoint, limits.connect).await;
+        let channel = channel.map_err(Trouble::Failure)?;
+        let mut grpc = grpc(&channel, endpoint);
+        let request = dressed(requests, true, token.clone());
+        let path = PathAndQuery::from_static(path);
+        let opening = grpc.streaming(request, path, ProstCodec::<Q, R>::default());
+        let outcome = tokio::select! {
+            biased;
+            outcome = opening => outcome,
+            () = clock.sleep_until(limits.answer) => {
+                self.channels.give_up(endpoint, &channel);
+                let reason = "the stream was not answered".to_owned();
+                return Err(Trouble::Failure(Failure::new(true, reason)));
+            }
+        };
+        match outcome {
+            Ok(answers) => {
+                self.channels.answered(endpoint);
+                Ok((answers.into_inner(), channel))
+            }
+            Err(status) => {
+                let trouble = self
+                    .trouble(status, endpoint, &channel, limits.answer)
+                    .await;
+                if let Trouble::Refused(judged) = &trouble
+                    && judged.next == Next::NewToken
+                {
+                    self.auth.forget(token.as_ref());
+                }
+                Err(trouble)
+            }
+        }
+    }
+
+    /// What a status tells: tonic makes one of its own when nobody answered.
+    pub(super) async fn trouble(
+        &self,
+        status: Status,
+        endpoint: &Endpoint,
+        channel: &Channel<Body>,
+        until: Instant,
+    ) -> Trouble {
+        if status.source().is_none() {
+            return Trouble::Refused(Box::new(judge(&status)));
+        }
+        let error = Box::new(status);
+        let failure = self.channels.explain(endpoint, channel, error, until);
+        Trouble::Failure(failure.await)
+    }
+
+    /// Starts a task that ends with its handle: on the runtime's own thread if it has one, so that
+    /// renewals go on while the caller's is blocked.
+    pub(super) fn spawn(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(match self.runtime.own_thread() {
+            Some(thread) => thread.spawn(task),
+            None => tokio::spawn(task),
+        })
+    }
+
+    /// Learns the cluster from the first answer and compares it with every later one.
+    pub(super) fn check_cluster(&self, header: &ResponseHeader) -> Result<()> {
+        let known = *self.cluster.get_or_init(|| header.cluster_id);
+        if known == header.cluster_id {
+            return Ok(());
+        }
+        let text = format!(
+            "this is cluster {:x}, and so far it was {known:x}",
+            header.cluster_id
+        );
+        Err(Error::new(ErrorKind::ClusterChanged, text))
+    }
+
+    /// What a stream, or one of its answers, may take.
+    pub(super) fn stream_limits(&self) -> Limits {
+        let until = self.runtime.clock.now() + self.latency.attempt(self.timeout, 0);
+        Limits {
+            connect: until,
+            answer: until,
+        }
+    }
+
+    fn understood<R: Headed>(&self, body: R, endpoint: &Endpoint) -> Result<Reply<R>> {
+        let place = |error: Error| error.on(&*endpoint.origin);
+        let told = body.header().and_then(|it| Some((it, index(it.revision)?)));
+        let Some((header, index)) = told else {
+            let text = "the answer names no revision: is this an etcd v3 endpoint?";
+            return Err(place(Error::new(ErrorKind::Protocol, text)));
+        };
+        self.check_cluster(header).map_err(place)?;
+        self.seen.fetch_max(index.get(), Ordering::AcqRel);
+        Ok(Reply {
+            index,
+            body,
+            server: endpoint.origin.clone(),
+        })
+    }
+
+    fn trace<R>(&self, path: &str, server: &str, outcome: &Result<R, Trouble>, took: Duration) {
+        match outcome {
+            Ok(_) => {
+                tracing::trace!(target: "tenure::transport", path, server, ?took, "answered");
+            }
+            Err(Trouble::Refused(judged)) => {
+                tracing::trace!(target: "tenure::transport", path, server, error = %judged.error, ?took, "answered");
+            }
+            Err(Trouble::Failure(failure)) => {
+                tracing::debug!(target: "tenure::transport", path, server, reason = failure.reason, maybe_sent = failure.maybe_sent, ?took, "no answer");
+            }
+        }
+    }
+}
+
+/// A revision as an index.
+pub(super) fn index(revision: i64) -> Option<Index> {
+    Index::new(u64::try_from(revision).ok()?)
+}
+
+/// What there is to say when time is up.
+fn give_up<R>(log: Attempts<Error>, waited: Duration) -> Result<R> {
+    Err(log.give_up(waited).unwrap_or_else(|error| error))
+}
+
+fn dressed<T>(message: T, led: bool, token: Option<Token>) -> Request<T> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    if led {
+        metadata.insert(LED, MetadataValue::from_static("true"));
+    }
+    if let Some(token) = token {
+        metadata.insert(TOKEN, token);
+    }
+    request
+}
+
+fn grpc(channel: &Channel<Body>, endpoint: &Endpoint) -> Grpc<Link> {
+    let origin = http::Uri::builder()
+        .scheme(endpoint.scheme.clone())
+        .authority(endpoint.authority.clone())
+        .path_and_query("/")
+        .build()
+        .unwrap_or_default();
+    Grpc::with_origin(Link(channel.clone()), origin).max_decoding_message_size(LARGEST)
+}
+
+/// A connection as tonic wants it.
+struct Link(Channel<Body>);
+
+impl Service<http::Request<Body>> for Link {
+    type Response = http::Response<Incoming>;
+    type Error = SendError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, SendError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.clone().send(request))
+    }
+}

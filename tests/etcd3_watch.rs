@@ -1,0 +1,350 @@
+//! Watches of the etcd v3 driver: nothing is lost when connections break, servers hang or are cut
+//! off, or nobody reads; what is lost for good is said.
+#![cfg(feature = "etcd3")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+#[path = "common/gate.rs"]
+mod gate;
+#[path = "common/peers.rs"]
+mod peers;
+
+use std::time::Duration;
+
+use common::etcd::{Etcd, Options};
+use common::words::{key, write};
+use futures_util::StreamExt;
+use gate::{Gate, Pass};
+use peers::Peers;
+use tenure::etcd3::{Builder, Etcd3};
+use tenure::runtime::Clock;
+use tenure::store::{Change, Commit, Expiry, Put, Update, Updates, Watch};
+use tenure::{Error, ErrorKind, Index, Store, StoreExt};
+
+/// Far more than anything takes; only a hang reaches it.
+const LONG: Duration = Duration::from_secs(30);
+
+fn quiet() -> Etcd {
+    Etcd::start_with(&Options {
+        v2: false,
+        ..Options::default()
+    })
+}
+
+fn impatient(url: &str) -> Builder {
+    Etcd3::builder(url)
+        .timeout(Duration::from_secs(1))
+        .watchdog_period(Duration::from_millis(200))
+}
+
+async fn next(updates: &mut Updates) -> Result<Update, Error> {
+    let next = tokio::time::timeout(LONG, updates.next()).await;
+    next.expect("an update in time")
+        .expect("a watch ends only after an error")
+}
+
+async fn opened(updates: &mut Updates) -> Index {
+    match next(updates).await.unwrap() {
+        Update::Open(index) => index,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The next event, in short.
+async fn told(updates: &mut Updates) -> String {
+    loop {
+        match next(updates).await.unwrap() {
+            Update::Event(event) => {
+                return match event.change {
+                    Change::Put(node) => format!("{} +{}", event.key, node.text().unwrap()),
+                    _ => format!("{} -", event.key),
+                };
+            }
+            Update::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What the server has: streams of watches that were opened, and watches.
+fn watches(etcd: &Etcd) -> (f64, f64) {
+    let streams = etcd.metric("etcd_debugging_mvcc_watch_stream_total");
+    (streams, etcd.metric("etcd_debugging_mvcc_watcher_total"))
+}
+
+#[tokio::test]
+async fn all_watches_share_one_stream_and_end_with_their_readers() {
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let mut open = Vec::new();
+    for number in 0..50 {
+        let mut updates = store.watch(Watch::node(key(&format!("/w/{number}"))));
+        opened(&mut updates).await;
+        open.push(updates);
+    }
+    assert_eq!(watches(&etcd), (1.0, 50.0));
+    for (number, updates) in open.iter_mut().enumerate() {
+        write(&store, &format!("/w/{number}"), "x").await;
+        assert_eq!(told(updates).await, format!("/w/{number} +x"));
+    }
+    open.truncate(10);
+    until("their watches end", || watches(&etcd) == (1.0, 10.0)).await;
+    drop(open);
+    until("the stream ends", || watches(&etcd) == (0.0, 0.0)).await;
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let clock = Clock::boot();
+    let deadline = clock.now() + LONG;
+    while !holds() {
+        assert!(!clock.has_passed(deadline), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broken_connection_loses_no_event() {
+    let etcd = quiet();
+    let (gate, direct) = (
+        Gate::start(etcd.client_port()).await,
+        Etcd3::new(etcd.url()).unwrap(),
+    );
+    let store = impatient(&gate.url()).build().unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    for round in 0..20 {
+        write(&direct, "/w/k", &format!("{round} a")).await;
+        if round % 2 == 0 {
+            gate.cut();
+        }
+        write(&direct, "/w/k", &format!("{round} b")).await;
+        for part in ["a", "b"] {
+            assert_eq!(told(&mut updates).await, format!("/w/k +{round} {part}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn history_that_was_compacted_meanwhile_is_lost_and_said_to_be() {
+    let etcd = quiet();
+    let (gate, direct) = (
+        Gate::start(etcd.client_port()).await,
+        Etcd3::new(etcd.url()).unwrap(),
+    );
+    let store = impatient(&gate.url()).build().unwrap();
+    let first = write(&direct, "/w/k", "1").await;
+    let mut updates = store.watch(Watch::tree(key("/w")).from(first));
+    opened(&mut updates).await;
+    assert_eq!(told(&mut updates).await, "/w/k +1");
+    gate.set(Pass::Nothing);
+    write(&direct, "/w/k", "2").await;
+    let last = write(&direct, "/w/k", "3").await;
+    let compact = format!("{{\"revision\":{}}}", last.get());
+    assert_eq!(
+        etcd.json("POST", "/v3/kv/compaction", &compact).unwrap().0,
+        200
+    );
+    gate.cut();
+    gate.set(Pass::All);
+    let error = loop {
+        match next(&mut updates).await {
+            Ok(Update::Progress(_)) => {}
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(
+        (error.kind(), error.key()),
+        (ErrorKind::HistoryLost, Some(&key("/w")))
+    );
+    assert!(updates.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_for_another_and_nothing_is_missed() {
+    let members = tokio::task::spawn_blocking(Etcd::start_three)
+        .await
+        .unwrap();
+    let gate = Gate::start(members[0].client_port()).await;
+    let urls = format!("{},{}", gate.url(), members[1].url());
+    let store = impatient(&urls).build().unwrap();
+    let direct = Etcd3::new(members[2].url()).unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    write(&direct, "/w/k", "before").await;
+    assert_eq!(told(&mut updates).await, "/w/k +before");
+    gate.set(Pass::Nothing);
+    let clock = Clock::boot();
+    let since = clock.now();
+    write(&direct, "/w/k", "after").await;
+    assert_eq!(told(&mut updates).await, "/w/k +after");
+    let took = clock.now().since(since);
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    println!("moved within {took:?}");
+}
+
+/// Writes `/w/k` if it is not written yet: a write may meet the moment in which there is no leader.
+async fn put(store: &Etcd3, value: &'static str) {
+    while let Err(error) = store.set(&key("/w/k"), value.into(), Expiry::Never).await {
+        assert!(error.is_transient() || error.is_ambiguous(), "{error}");
+        if let Ok(Some(node)) = store.node(&key("/w/k")).await
+            && node.text() == Some(value)
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_is_cut_off_is_left_for_another() {
+    let peers = Peers::default();
+    let gates = peers.clone();
+    let members = tokio::task::spawn_blocking(move || {
+        Etcd::start_three_behind(|number, port| gates.gate(number, port))
+    });
+    let members = members.await.unwrap();
+    let urls = format!("{},{}", members[0].url(), members[1].url());
+    let store = impatient(&urls)
+        .timeout(Duration::from_secs(3))
+        .build()
+        .unwrap();
+    let direct = Etcd3::new(members[2].url()).unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    let (_, about) = members[0].http("/v2/stats/self").unwrap();
+    let id = about
+        .split("\"id\":\"")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap()
+        .to_owned();
+    peers.cut(0, &id);
+    let clock = Clock::boot();
+    let since = clock.now();
+    put(&direct, "after").await;
+    assert_eq!(told(&mut updates).await, "/w/k +after");
+    let moved = clock.now().since(since);
+    // Writes through the member that is cut off are refused by it, and done by another.
+    put(&store, "more").await;
+    assert_eq!(told(&mut updates).await, "/w/k +more");
+    assert!(moved < Duration::from_secs(8), "it took {moved:?}");
+    println!("moved within {moved:?}");
+    peers.heal();
+}
+
+#[tokio::test]
+async fn a_killed_member_costs_no_event_and_no_read() {
+    let mut members = tokio::task::spawn_blocking(Etcd::start_three)
+        .await
+        .unwrap();
+    let urls = members.iter().map(Etcd::url).collect::<Vec<_>>().join(",");
+    let store = impatient(&urls)
+        .timeout(Duration::from_secs(5))
+        .build()
+        .unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    write(&store, "/w/k", "before").await;
+    assert_eq!(told(&mut updates).await, "/w/k +before");
+    members[0].stop();
+    let node = store.node(&key("/w/k")).await.unwrap().unwrap();
+    assert_eq!(node.text(), Some("before"));
+    put(&store, "after").await;
+    assert_eq!(told(&mut updates).await, "/w/k +after");
+}
+
+#[tokio::test]
+async fn nobody_at_all_ends_the_watches_after_the_patience() {
+    let mut etcd = quiet();
+    let store = impatient(&etcd.url()).watch_patience(Duration::from_millis(500));
+    let store = store.build().unwrap();
+    let mut updates = store.watch(Watch::node(key("/k")));
+    opened(&mut updates).await;
+    etcd.stop();
+    let error = next(&mut updates).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(error.operation(), Some("watch"));
+    etcd.restart();
+    let mut again = store.watch(Watch::node(key("/k")));
+    opened(&mut again).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_nobody_reads_is_bounded_and_loses_nothing() {
+    const MANY: usize = 12_000;
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let mut slow = store.watch(Watch::tree(key("/w")));
+    let mut other = store.watch(Watch::node(key("/other")));
+    opened(&mut slow).await;
+    opened(&mut other).await;
+    for from in (0..MANY).step_by(120) {
+        let put = |at: usize| {
+            Put::new(
+                key(&format!("/w/{:03}", at % 120)),
+                at.to_string(),
+                Expiry::Never,
+            )
+        };
+        let commit = (from..from + 120).fold(Commit::new(), |it, at| it.put(put(at)));
+        store.commit(commit).await.unwrap();
+    }
+    write(&store, "/other", "x").await;
+    assert_eq!(
+        told(&mut other).await,
+        "/other +x",
+        "who is read is not held up"
+    );
+    until("the one that is not read is cancelled", || {
+        watches(&etcd).1 == 1.0
+    })
+    .await;
+    for at in 0..MANY {
+        assert_eq!(told(&mut slow).await, format!("/w/{:03} +{at}", at % 120));
+    }
+    write(&store, "/w/last", "x").await;
+    assert_eq!(told(&mut slow).await, "/w/last +x");
+}
+
+/// A server feeds watches from the past ten times a second: a line must not wait for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_waited_for_is_told_at_once_whatever_else_is_written() {
+    const ROUNDS: usize = 21;
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let clock = Clock::boot();
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let at = key(&format!("/w/{round}"));
+        let made = store
+            .set(&at, "x".into(), Expiry::Never)
+            .await
+            .unwrap()
+            .index();
+        // The store moves on, so the watch begins in the past.
+        write(&store, "/elsewhere", "x").await;
+        let mut updates = store.watch(Watch::node(at.clone()).from(made.next()).deletes_only());
+        opened(&mut updates).await;
+        let since = clock.now();
+        store.remove(&at).await.unwrap();
+        assert_eq!(told(&mut updates).await, format!("/w/{round} -"));
+        times.push(clock.now().since(since));
+    }
+    times.sort_unstable();
+    println!(
+        "told within {:?}, {:?} at most",
+        times[ROUNDS / 2],
+        times[ROUNDS - 1]
+    );
+    assert!(times[ROUNDS / 2] < Duration::from_millis(30), "{times:?}");
+    // One that went in the past is told from the past.
+    let at = key("/w/gone");
+    let made = write(&store, "/w/gone", "x").await;
+    store.remove(&at).await.unwrap();
+    write(&store, "/w/gone", "again").await;
+    let mut updates = store.watch(Watch::node(at).from(made.next()).deletes_only());
+    opened(&mut updates).await;
+    assert_eq!(told(&mut updates).await, "/w/gone -");
+}
