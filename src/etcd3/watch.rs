@@ -227,7 +227,7 @@ impl Following {
 
     fn tell(&mut self, events: &[WatchEvent]) -> Vec<Update> {
         let begin = self.next;
-        let mut told = Vec::with_capacity(events.len());
+        let mut told: Vec<Event> = Vec::with_capacity(events.len());
         for event in events {
             let Some(kv) = &event.kv else { continue };
             let Some(at) = index(kv.mod_revision) else {
@@ -237,9 +237,16 @@ impl Following {
                 continue;
             }
             self.next = self.next.max(Some(at.next()));
-            told.extend(self.event(event.kind, kv, at).map(Update::Event));
+            told.extend(self.event(event.kind, kv, at));
         }
-        told
+        // Of those that are told: what is left out neither comes before nor follows.
+        let mut told = told.into_iter().peekable();
+        let mut updates = Vec::with_capacity(told.len());
+        while let Some(event) = told.next() {
+            let more = told.peek().is_some_and(|next| next.index == event.index);
+            updates.push(Update::Event(event.and_more(more)));
+        }
+        updates
     }
 
     /// A change that was asked for; `None` for others, and for a key that this crate cannot name.
@@ -327,10 +334,14 @@ mod tests {
         let short = |it| match it {
             Update::Open(at) => format!("open {at}"),
             Update::Progress(at) => format!("quiet {at}"),
-            Update::Event(Event { index, key, change, .. }) => match change {
-                Change::Put(_) => format!("{index} put {key}"),
-                Change::Delete { .. } => format!("{index} del {key}"),
-            },
+            Update::Event(event) => {
+                let kind = match event.change {
+                    Change::Put(_) => "put",
+                    Change::Delete { .. } => "del",
+                };
+                let more = if event.more { " …" } else { "" };
+                format!("{} {kind} {}{more}", event.index, event.key)
+            }
         };
         updates.into_iter().map(short).collect()
     }
@@ -376,7 +387,23 @@ mod tests {
         it.hear(created(2));
         assert!(told(it.hear(part)).is_empty());
         let heard = it.hear(events(&[(0, "/a/2", 2)]));
-        assert_eq!(told(heard), ["2 put /a/1", "2 put /a/2"]);
+        assert_eq!(told(heard), ["2 put /a/1 …", "2 put /a/2"]);
+    }
+
+    #[test]
+    fn what_belongs_together_says_so_and_what_is_left_out_does_not_count() {
+        let mut it = Following::new(Watch::tree(key("/a")));
+        it.ask(1);
+        it.hear(created(1));
+        let of = [
+            (0, "/a/1", 2),
+            (1, "/a/2", 2),
+            (0, "/a-b", 2),
+            (0, "/a/3", 3),
+            (0, "/a/_x", 3),
+        ];
+        let heard = told(it.hear(events(&of)));
+        assert_eq!(heard, ["2 put /a/1 …", "2 del /a/2", "3 put /a/3"]);
     }
 
     #[test]
