@@ -111,7 +111,10 @@ async fn a_key_that_is_gone_is_a_loss_whatever_renewals_are_answered() {
     let watched = || proxy.calls().get("WatchCreate").copied() >= Some(2);
     until("both have their own keys watched", watched).await;
     a.put(&key("/x"), "before", Expiry::Never).await.unwrap();
-    let (gone_a, gone_b) = (deletion(&etcd, a.key()).await, deletion(&etcd, b.key()).await);
+    let (gone_a, gone_b) = (
+        deletion(&etcd, a.key()).await,
+        deletion(&etcd, b.key()).await,
+    );
     revoke(&etcd, lease(&a));
     let ((lost_a, why_a), (lost_b, why_b)) = tokio::join!(loss(&a), loss(&b));
     assert_eq!((why_a, why_b), (Loss::Deleted, Loss::Deleted));
@@ -125,7 +128,11 @@ async fn a_key_that_is_gone_is_a_loss_whatever_renewals_are_answered() {
     let direct = Etcd3::new(etcd.url()).unwrap();
     assert_eq!(value(&direct, "/x").await.as_deref(), Some("before"));
     // The session believes its renewals, and must not stand in the way of the next.
-    let again = client.lock("a").acquire().timeout(Duration::from_secs(2)).await;
+    let again = client
+        .lock("a")
+        .acquire()
+        .timeout(Duration::from_secs(2))
+        .await;
     let again = again.unwrap();
     assert!(again.token() > a.token() && lease(&again) != lease(&a));
 }

@@ -327,7 +327,9 @@ mod tests {
         let short = |it| match it {
             Update::Open(at) => format!("open {at}"),
             Update::Progress(at) => format!("quiet {at}"),
-            Update::Event(Event { index, key, change, .. }) => match change {
+            Update::Event(Event {
+                index, key, change, ..
+            }) => match change {
                 Change::Put(_) => format!("{index} put {key}"),
                 Change::Delete { .. } => format!("{index} del {key}"),
             },

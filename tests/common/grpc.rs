@@ -481,13 +481,18 @@ impl Down {
         let broken = |error: h2::Error| Said::Broken(error.reason().unwrap_or(Reason::CANCEL));
         match self {
             Self::Nothing => std::future::pending().await,
-            Self::Head(answer) => match answer.await {
-                Ok(answer) => {
-                    let (parts, body) = answer.into_parts();
-                    Said::Head(Response::from_parts(parts, ()), Messages::new(body))
+            Self::Head(answer) => {
+                let answer = answer.await;
+                // It must not be asked again.
+                *self = Self::Nothing;
+                match answer {
+                    Ok(answer) => {
+                        let (parts, body) = answer.into_parts();
+                        Said::Head(Response::from_parts(parts, ()), Messages::new(body))
+                    }
+                    Err(error) => broken(error),
                 }
-                Err(error) => broken(error),
-            },
+            }
             Self::Body(messages) => match messages.next().await {
                 Some(Ok(message)) => Said::Message(message),
                 Some(Err(error)) => broken(error),
