@@ -58,6 +58,12 @@ impl Lines {
         })
     }
 
+    /// The line at `dir`, if there is one.
+    fn find(&self, dir: &Key, rule: &Rule) -> Option<Arc<Line>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&(dir.clone(), rule.clone()))?.upgrade()
+    }
+
     /// Ends the tasks of all lines, whoever still has a handle.
     pub(crate) fn close(&self) {
         self.closed.cancel();
@@ -71,9 +77,11 @@ impl Lines {
             return line;
         }
         let (inbox, inputs) = mpsc::unbounded_channel();
+        let pending: Arc<AtomicUsize> = Arc::default();
         match rule.clone() {
             Rule::Exclusive => {
-                let task = driver::drive(self.clone(), dir.clone(), ttl, inputs);
+                let pending = pending.clone();
+                let task = driver::drive(self.clone(), dir.clone(), ttl, pending, inputs);
                 self.tasks.spawn(task);
             }
             Rule::Shared(place) => {
@@ -86,6 +94,7 @@ impl Lines {
             rule,
             inbox,
             tickets: AtomicUsize::new(0),
+            pending,
             lines: Arc::downgrade(self),
         });
         open.insert(name, Arc::downgrade(&line));
@@ -100,7 +109,18 @@ pub(crate) struct Line {
     inbox: mpsc::UnboundedSender<Input>,
     /// How many tickets of this process have joined and not left.
     tickets: AtomicUsize,
+    /// How many appends are under way, or answered and have not joined.
+    pending: Arc<AtomicUsize>,
     lines: Weak<Lines>,
+}
+
+/// An append that is under way, until its ticket has joined or is given up.
+pub(super) struct Pending(Arc<AtomicUsize>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What the line's task is told.
@@ -139,6 +159,12 @@ impl Line {
     /// Whether this process has tickets in the line, so that its view is kept anyway.
     fn is_occupied(&self) -> bool {
         self.tickets.load(Ordering::Acquire) > 0
+    }
+
+    /// To be called before an append is sent.
+    fn expect(&self) -> Pending {
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        Pending(self.pending.clone())
     }
 
     /// Joins the view and waits to be told.
