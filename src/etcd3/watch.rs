@@ -237,7 +237,14 @@ impl Following {
                 continue;
             }
             self.next = self.next.max(Some(at.next()));
-            told.extend(self.event(event.kind, kv, at).map(Update::Event));
+            let Some(event) = self.event(event.kind, kv, at) else {
+                continue;
+            };
+            // Of one transaction, or of one lease that ended: nobody has seen the store in between.
+            if let Some(Update::Event(before)) = told.last_mut() {
+                before.more = before.index == at;
+            }
+            told.push(Update::Event(event));
         }
         told
     }
@@ -328,11 +335,18 @@ mod tests {
             Update::Open(at) => format!("open {at}"),
             Update::Progress(at) => format!("quiet {at}"),
             Update::Event(Event {
-                index, key, change, ..
-            }) => match change {
-                Change::Put(_) => format!("{index} put {key}"),
-                Change::Delete { .. } => format!("{index} del {key}"),
-            },
+                index,
+                key,
+                change,
+                more,
+                ..
+            }) => {
+                let more = if more { " and" } else { "" };
+                match change {
+                    Change::Put(_) => format!("{index} put {key}{more}"),
+                    Change::Delete { .. } => format!("{index} del {key}{more}"),
+                }
+            }
         };
         updates.into_iter().map(short).collect()
     }
@@ -378,7 +392,7 @@ mod tests {
         it.hear(created(2));
         assert!(told(it.hear(part)).is_empty());
         let heard = it.hear(events(&[(0, "/a/2", 2)]));
-        assert_eq!(told(heard), ["2 put /a/1", "2 put /a/2"]);
+        assert_eq!(told(heard), ["2 put /a/1 and", "2 put /a/2"]);
     }
 
     #[test]
