@@ -4,8 +4,10 @@
 //! and goes on from there when these have been read: memory is bounded, and nothing is lost that the
 //! server still has.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -47,31 +49,31 @@ pub(super) enum Order {
 /// A watch, and who reads it.
 pub(super) struct Seat {
     pub(super) following: Following,
-    updates: mpsc::UnboundedSender<Told>,
-    queued: Arc<AtomicUsize>,
+    letterbox: Letterbox,
 }
 
 impl Seat {
     /// Whether too much waits to be read now.
     pub(super) fn tell(&self, updates: Vec<Update>) -> bool {
-        let number = updates.len();
-        let queued = self.queued.fetch_add(number, Ordering::AcqRel) + number;
-        for update in updates {
-            // A reader that is gone has said so.
-            let _ = self.updates.send(Told::Update(Ok(update)));
-        }
-        number > 0 && queued > MOST_QUEUED
+        let news = !updates.is_empty();
+        let updates = updates.into_iter().map(|it| Told::Update(Ok(it)));
+        self.letterbox.put(updates) > MOST_QUEUED && news
     }
 
     /// The last word for now, until the reader says that it has read all.
     pub(super) fn lag(&self) {
-        let _ = self.updates.send(Told::Lagging);
+        self.letterbox.put([Told::Lagging]);
     }
 
     /// The last word.
     pub(super) fn end(&self, error: Error) {
-        self.queued.fetch_add(1, Ordering::AcqRel);
-        let _ = self.updates.send(Told::Update(Err(error)));
+        self.letterbox.put([Told::Update(Err(error))]);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.letterbox.close();
     }
 }
 
@@ -81,12 +83,72 @@ enum Told {
     Lagging,
 }
 
+/// What a watch was told and has not read. Of thousands of watches hardly one has any: so no channel,
+/// which keeps room for dozens.
+#[derive(Clone, Default)]
+struct Letterbox(Arc<Mutex<Letters>>);
+
+#[derive(Default)]
+struct Letters {
+    told: VecDeque<Told>,
+    reader: Option<Waker>,
+    /// Nothing more will come.
+    closed: bool,
+}
+
+impl Letterbox {
+    /// How many wait to be read now.
+    fn put(&self, told: impl IntoIterator<Item = Told>) -> usize {
+        let mut letters = self.lock();
+        letters.told.extend(told);
+        let number = letters.told.len();
+        let reader = letters.reader.take_if(|_| number > 0);
+        drop(letters);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        number
+    }
+
+    fn close(&self) {
+        let mut letters = self.lock();
+        letters.closed = true;
+        let reader = letters.reader.take();
+        drop(letters);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// The next, as soon as there is one; `None` when all is read and nothing more will come.
+    async fn next(&self) -> Option<Told> {
+        poll_fn(|cx| {
+            let mut letters = self.lock();
+            if let Some(told) = letters.told.pop_front() {
+                if letters.told.is_empty() {
+                    letters.told = VecDeque::new();
+                }
+                return Poll::Ready(Some(told));
+            }
+            if letters.closed {
+                return Poll::Ready(None);
+            }
+            letters.reader = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Letters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Who reads a watch. Dropped, it ends the watch.
 struct Reader {
     id: i64,
     orders: mpsc::UnboundedSender<Order>,
-    updates: mpsc::UnboundedReceiver<Told>,
-    queued: Arc<AtomicUsize>,
+    letterbox: Letterbox,
     /// With the last watch and the last store the task ends.
     _driver: Arc<Driver>,
 }
@@ -115,12 +177,10 @@ impl Hub {
     }
 
     fn open(&self, driver: &Arc<Driver>, watch: Watch) -> Reader {
-        let (sender, updates) = mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicUsize::new(0));
+        let letterbox = Letterbox::default();
         let seat = Box::new(Seat {
             following: Following::new(watch),
-            updates: sender,
-            queued: queued.clone(),
+            letterbox: letterbox.clone(),
         });
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         // That of a runtime that is gone has ended.
@@ -133,8 +193,7 @@ impl Hub {
         Reader {
             id,
             orders: running.orders.clone(),
-            updates,
-            queued,
+            letterbox,
             _driver: driver.clone(),
         }
     }
@@ -158,11 +217,8 @@ impl Hub {
 impl Reader {
     async fn next(&mut self) -> Result<Update> {
         loop {
-            match self.updates.recv().await {
-                Some(Told::Update(update)) => {
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
-                    return update;
-                }
+            match self.letterbox.next().await {
+                Some(Told::Update(update)) => return update,
                 Some(Told::Lagging) => {
                     let _ = self.orders.send(Order::Resume(self.id));
                 }
