@@ -292,6 +292,7 @@ mod tests {
             header: Some(ResponseHeader {
                 cluster_id: 1,
                 revision,
+                ..ResponseHeader::default()
             }),
             ..WatchResponse::default()
         }
@@ -327,7 +328,9 @@ mod tests {
         let short = |it| match it {
             Update::Open(at) => format!("open {at}"),
             Update::Progress(at) => format!("quiet {at}"),
-            Update::Event(Event { index, key, change, .. }) => match change {
+            Update::Event(Event {
+                index, key, change, ..
+            }) => match change {
                 Change::Put(_) => format!("{index} put {key}"),
                 Change::Delete { .. } => format!("{index} del {key}"),
             },
