@@ -64,7 +64,14 @@ pub(crate) struct StoreArgs {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
     /// Its private key, unless that is in the same file
-    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    // Not `key`, which is what several verbs call theirs.
+    #[arg(
+        id = "private-key",
+        long = "key",
+        global = true,
+        value_name = "FILE",
+        requires = "cert"
+    )]
     pub(crate) key: Option<PathBuf>,
 }
 

@@ -322,6 +322,10 @@ fn node_json(node: &Node) -> Value {
     if let Some(ttl) = node.ttl {
         line.insert("ttl_s".into(), ttl.as_secs_f64().into());
     }
+    if let Some(lease) = node.lease {
+        // As etcdctl writes them.
+        line.insert("lease".into(), format!("{:x}", lease.get()).into());
+    }
     line.insert("created".into(), node.created.get().into());
     line.insert("modified".into(), node.modified.get().into());
     Value::Object(line)
