@@ -169,6 +169,55 @@ async fn tls_is_believed_and_shown_as_told() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_is_the_user_whose_name_it_bears() {
+    let ours = Authority::new();
+    let files = Directory::new();
+    let etcd = tls::etcd(&files, &ours.vouch("127.0.0.1"), Some(&ours));
+    for (path, body) in [
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        (
+            "user/add",
+            r#"{"name":"team","options":{"no_password":true}}"#,
+        ),
+        ("role/add", r#"{"name":"team"}"#),
+        (
+            "role/grant",
+            r#"{"name":"team","perm":{"permType":"READWRITE","key":"L3RlYW0v","range_end":"L3RlYW0w"}}"#,
+        ),
+        ("user/grant", r#"{"user":"team","role":"team"}"#),
+        ("enable", "{}"),
+    ] {
+        let (status, answer) = etcd
+            .json("POST", &format!("/v3/auth/{path}"), body)
+            .unwrap();
+        assert_eq!(status, 200, "{path}: {answer}");
+    }
+    let ca = files.write("ca.pem", &ours.pem);
+    let url = |name: &str, prefix: &str| {
+        let file = files.write(
+            &format!("{name}.pem"),
+            &ours.vouch_for_user(name).combined(),
+        );
+        let (host, ca, file) = (etcd.tls_host(), ca.display(), file.display());
+        format!("etcds://{host}{prefix}?ca={ca}&cert={file}")
+    };
+    let client = Client::connect(url("team", "/team")).await.unwrap();
+    let guard = client.lock("a").acquire().await.unwrap();
+    guard.release().await.unwrap();
+    let outside = Client::connect(url("team", "/other")).await.unwrap();
+    let error = outside.lock("a").acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    let error = Client::connect(url("stranger", "/team")).await;
+    let error = match error {
+        Ok(client) => client.lock("a").acquire().await.unwrap_err(),
+        Err(error) => error,
+    };
+    let refused = [ErrorKind::Unauthorized, ErrorKind::Forbidden];
+    assert!(refused.contains(&error.kind()), "{error}");
+}
+
+#[tokio::test]
 async fn the_wrong_scheme_is_found_out() {
     let ours = Authority::new();
     let files = Directory::new();

@@ -35,6 +35,7 @@ mod hub;
 mod keep;
 mod lease;
 mod line;
+mod link;
 mod members;
 mod proto;
 mod read;
