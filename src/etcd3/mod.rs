@@ -117,6 +117,7 @@ impl Store for Etcd3 {
         About::new(self.0.name.clone(), Layout::Leased)
             .with_commits()
             .with_cancels()
+            .with_ranks()
             .without_directories()
     }
 

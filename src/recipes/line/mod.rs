@@ -58,6 +58,12 @@ impl Lines {
         })
     }
 
+    /// The line at `dir`, if there is one.
+    fn find(&self, dir: &Key, rule: &Rule) -> Option<Arc<Line>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&(dir.clone(), rule.clone()))?.upgrade()
+    }
+
     /// Ends the tasks of all lines, whoever still has a handle.
     pub(crate) fn close(&self) {
         self.closed.cancel();
@@ -98,7 +104,8 @@ pub(crate) struct Line {
     dir: Key,
     rule: Rule,
     inbox: mpsc::UnboundedSender<Input>,
-    /// How many tickets of this process have joined and not left.
+    /// How many tickets of this process have joined and not left; the task counts for one while it
+    /// keeps its view without any.
     tickets: AtomicUsize,
     lines: Weak<Lines>,
 }
@@ -136,7 +143,7 @@ impl Line {
         &self.dir
     }
 
-    /// Whether this process has tickets in the line, so that its view is kept anyway.
+    /// Whether the view is kept anyway: this process has tickets in the line, or had just now.
     fn is_occupied(&self) -> bool {
         self.tickets.load(Ordering::Acquire) > 0
     }
