@@ -77,9 +77,11 @@ impl Lines {
             return line;
         }
         let (inbox, inputs) = mpsc::unbounded_channel();
+        let pending: Arc<AtomicUsize> = Arc::default();
         match rule.clone() {
             Rule::Exclusive => {
-                let task = driver::drive(self.clone(), dir.clone(), ttl, inputs);
+                let pending = pending.clone();
+                let task = driver::drive(self.clone(), dir.clone(), ttl, pending, inputs);
                 self.tasks.spawn(task);
             }
             Rule::Shared(place) => {
@@ -92,6 +94,7 @@ impl Lines {
             rule,
             inbox,
             tickets: AtomicUsize::new(0),
+            pending,
             lines: Arc::downgrade(self),
         });
         open.insert(name, Arc::downgrade(&line));
@@ -107,7 +110,18 @@ pub(crate) struct Line {
     /// How many tickets of this process have joined and not left; the task counts for one while it
     /// keeps its view without any.
     tickets: AtomicUsize,
+    /// How many appends are under way, or answered and have not joined.
+    pending: Arc<AtomicUsize>,
     lines: Weak<Lines>,
+}
+
+/// An append that is under way, until its ticket has joined or is given up.
+pub(super) struct Pending(Arc<AtomicUsize>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What the line's task is told.
@@ -146,6 +160,12 @@ impl Line {
     /// Whether the view is kept anyway: this process has tickets in the line, or had just now.
     fn is_occupied(&self) -> bool {
         self.tickets.load(Ordering::Acquire) > 0
+    }
+
+    /// To be called before an append is sent.
+    fn expect(&self) -> Pending {
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        Pending(self.pending.clone())
     }
 
     /// Joins the view and waits to be told.
