@@ -166,7 +166,7 @@ async fn what_a_change_of_leader_costs() {
         number / took.as_secs_f64()
     );
     assert!((proposals - 2.0).abs() <= 0.05, "{proposals}");
-    assert!(calls <= 5.0, "append, looks, delete: {calls}");
+    assert!(calls <= 3.0, "append, delete, hardly a look: {calls}");
     terms.sort_unstable();
     terms.dedup();
     assert_eq!(terms.len() as u64, ROUNDS * 8, "a term of its own for each");
@@ -232,7 +232,7 @@ async fn a_candidate_whose_lease_is_revoked_is_told_at_once_and_never_wins() {
             .unwrap();
         let told = clock.now().since(revoked);
         println!("told after {told:?}");
-        assert!(told < TTL / 2, "{told:?}");
+        assert!(told < Duration::from_secs(1), "{told:?}");
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Lost);
     }
     assert!(leadership.is_held());
