@@ -386,6 +386,20 @@ impl Wire {
         Err(Error::new(ErrorKind::ClusterChanged, text))
     }
 
+    /// The same, and that the store has come to the revision named.
+    pub(super) fn learn(&self, header: &ResponseHeader) -> Result<()> {
+        self.check_cluster(header)?;
+        if let Some(index) = index(header.revision) {
+            self.seen.fetch_max(index.get(), Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// The latest index that an answer named.
+    pub(super) fn seen(&self) -> Option<Index> {
+        Index::new(self.seen.load(Ordering::Acquire))
+    }
+
     /// What a stream, or one of its answers, may take.
     pub(super) fn stream_limits(&self) -> Limits {
         let until = self.runtime.clock.now() + self.latency.attempt(self.timeout, 0);
