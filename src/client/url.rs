@@ -1,6 +1,7 @@
 //! Which store a URL names: `scheme://user:password@host:port,host:port/prefix?option=value`.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::embedded::Embedded;
@@ -56,9 +57,9 @@ struct User {
 /// Files and names, none of them a secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct TlsOptions {
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
     server_name: Option<String>,
 }
 
@@ -90,6 +91,52 @@ impl StoreUrl {
             password: password.into(),
         });
         self
+    }
+
+    /// Trusts the authorities in this PEM file, instead of those in the URL.
+    ///
+    /// # Errors
+    /// `InvalidOptions`: the URL is none of TLS.
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Result<Self> {
+        self.tls()?.ca = Some(path.into());
+        Ok(self)
+    }
+
+    /// Shows the certificate in this PEM file, which also holds its private key, instead of the one
+    /// in the URL.
+    ///
+    /// # Errors
+    /// `InvalidOptions`: the URL is none of TLS.
+    pub fn identity_file(mut self, path: impl Into<PathBuf>) -> Result<Self> {
+        let tls = self.tls()?;
+        (tls.cert, tls.key) = (Some(path.into()), None);
+        Ok(self)
+    }
+
+    /// Shows the certificate in one PEM file, whose private key is in another, instead of the one in
+    /// the URL.
+    ///
+    /// # Errors
+    /// `InvalidOptions`: the URL is none of TLS.
+    pub fn identity_files(
+        mut self,
+        cert: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Result<Self> {
+        let tls = self.tls()?;
+        (tls.cert, tls.key) = (Some(cert.into()), Some(key.into()));
+        Ok(self)
+    }
+
+    fn tls(&mut self) -> Result<&mut TlsOptions> {
+        match self.scheme {
+            Scheme::Etcd2 { tls: true } | Scheme::Etcd3 { tls: true } => Ok(&mut self.tls),
+            _ => {
+                let text = "a CA or a certificate is given, and the URL is none of TLS: write \
+                            etcds:// (or etcd2s://)";
+                Err(Error::new(ErrorKind::InvalidOptions, text).during("connect"))
+            }
+        }
     }
 
     /// The options of the etcd v2 driver that this names; `None` if it names another store. The
@@ -260,23 +307,32 @@ impl TlsOptions {
         let mut options = Self::default();
         for part in text.split('&') {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let place = match name {
+            let path = match name {
                 "ca" => &mut options.ca,
                 "cert" => &mut options.cert,
                 "key" => &mut options.key,
-                "server_name" => &mut options.server_name,
+                "server_name" => {
+                    once(&mut options.server_name, name, value)?;
+                    continue;
+                }
                 _ => return invalid(&format!("there is no option {name:?}")),
             };
-            if value.is_empty() || place.is_some() {
-                return invalid(&format!("the option {name:?} has one value"));
-            }
-            *place = Some(unescape(value)?);
+            once(path, name, value)?;
         }
         if options.key.is_some() && options.cert.is_none() {
             return invalid("a `key` goes with a `cert`");
         }
         Ok(options)
     }
+}
+
+/// Sets an option that has one value.
+fn once<T: From<String>>(place: &mut Option<T>, name: &str, value: &str) -> Result<()> {
+    if value.is_empty() || place.is_some() {
+        return invalid(&format!("the option {name:?} has one value"));
+    }
+    *place = Some(unescape(value)?.into());
+    Ok(())
 }
 
 impl fmt::Debug for StoreUrl {
@@ -315,6 +371,12 @@ fn parse(url: &str) -> Result<StoreUrl> {
         "etcd2s" => Scheme::Etcd2 { tls: true },
         "etcd" => Scheme::Etcd3 { tls: false },
         "etcds" => Scheme::Etcd3 { tls: true },
+        "http" | "https" => {
+            let tls = if scheme == "https" { "s" } else { "" };
+            return invalid(&format!(
+                "{scheme}:// is a server's address, and not a store: write etcd{tls}:// for etcd v3"
+            ));
+        }
         _ => return invalid(&format!("no store has the scheme {scheme:?}")),
     };
     if rest.contains('#') {
@@ -466,13 +528,40 @@ mod tests {
     fn the_options_of_tls_are_taken_and_nothing_shows_the_password() {
         let url = "etcd2s://me:secret@h/p?ca=/etc/ca%26x.pem&cert=c.pem&key=k.pem&server_name=db";
         let url = parse(url).unwrap();
-        assert_eq!(url.tls.ca.as_deref(), Some("/etc/ca&x.pem"));
-        assert_eq!(url.tls.cert.as_deref(), Some("c.pem"));
-        assert_eq!(url.tls.key.as_deref(), Some("k.pem"));
+        let path = |it: &Option<PathBuf>| it.as_ref().unwrap().display().to_string();
+        assert_eq!(path(&url.tls.ca), "/etc/ca&x.pem");
+        assert_eq!(path(&url.tls.cert), "c.pem");
+        assert_eq!(path(&url.tls.key), "k.pem");
         assert_eq!(url.tls.server_name.as_deref(), Some("db"));
         assert!(!format!("{url:?}").contains("secret"), "{url:?}");
         let other = url.user("you", "hidden");
         assert!(!format!("{other:?}").contains("hidden"), "{other:?}");
+    }
+
+    #[test]
+    fn files_replace_those_of_the_url_and_need_tls() {
+        let url = || parse("etcds://h?ca=a&cert=c&key=k").unwrap();
+        let tls = url().ca_file("A").unwrap().identity_file("C").unwrap().tls;
+        let made = (tls.ca, tls.cert, tls.key);
+        assert_eq!(made, (Some("A".into()), Some("C".into()), None));
+        let tls = url().identity_files("C", "K").unwrap().tls;
+        let made = (tls.ca, tls.cert, tls.key);
+        assert_eq!(made, (Some("a".into()), Some("C".into()), Some("K".into())));
+        for plain in ["etcd://h", "etcd2://h", "embedded:"] {
+            let error = parse(plain).unwrap().ca_file("A").unwrap_err();
+            assert!(error.to_string().contains("etcds://"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_servers_address_is_answered_with_the_url_to_write() {
+        for (url, right) in [
+            ("http://h:1", "write etcd://"),
+            ("https://h", "write etcds://"),
+        ] {
+            let text = parse(url).err().map(|it| it.to_string()).unwrap();
+            assert!(text.contains(right), "{text}");
+        }
     }
 
     #[cfg(feature = "etcd3")]

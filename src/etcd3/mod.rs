@@ -28,15 +28,19 @@
 
 mod auth;
 mod builder;
+mod cluster;
 mod driver;
 mod error;
 mod hub;
 mod keep;
 mod lease;
 mod line;
+mod members;
 mod proto;
 mod read;
 mod rpc;
+#[cfg(feature = "srv")]
+mod srv;
 mod stream;
 mod txn;
 mod watch;
@@ -48,6 +52,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use builder::Builder;
+pub use cluster::{Health, Member, ServerStatus, Status};
 use driver::Driver;
 
 use crate::error::Result;

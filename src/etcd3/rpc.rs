@@ -29,8 +29,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
 use crate::transport::{
-    Attempts, Channel, Channels, Endpoint, Endpoints, Failure, Latency, Limits, Repeat, SendError,
-    ambiguous, pauses,
+    Attempts, Channel, Channels, Discovery, Endpoint, Endpoints, Failure, Latency, Limits, Repeat,
+    SendError, Who, ambiguous, hedged, pauses,
 };
 
 /// The largest answer that is read.
@@ -56,6 +56,8 @@ pub(super) struct Wire {
     pub(super) cluster: OnceLock<u64>,
     /// The latest index that an answer named.
     pub(super) seen: AtomicU64,
+    /// Whether, and when, the members' own addresses are asked for.
+    pub(super) discovery: Option<Discovery>,
 }
 
 /// How a request is asked.
@@ -64,6 +66,8 @@ pub(super) struct Ask {
     pub(super) repeat: Repeat,
     /// Only a server that has a leader may answer.
     pub(super) led: bool,
+    /// Whether a second server is asked too when the first takes long.
+    pub(super) hedge: bool,
 }
 
 impl Ask {
@@ -71,16 +75,25 @@ impl Ask {
     pub(super) const LOCAL: Self = Self {
         repeat: Repeat::Harmless,
         led: false,
+        hedge: true,
     };
-    /// A read, or a write that can be repeated.
+    /// A linearizable read.
+    pub(super) const READ: Self = Self {
+        repeat: Repeat::Harmless,
+        led: true,
+        hedge: true,
+    };
+    /// A write that can be repeated.
     pub(super) const HARMLESS: Self = Self {
         repeat: Repeat::Harmless,
         led: true,
+        hedge: false,
     };
     /// A write.
     pub(super) const ONCE: Self = Self {
         repeat: Repeat::NeverSent,
         led: true,
+        hedge: false,
     };
 }
 
@@ -154,21 +167,23 @@ impl Wire {
         ask: Ask,
         deadline: Instant,
     ) -> Result<Reply<Q::Reply>> {
+        self.refresh_members(deadline).await;
         let attempt = |endpoint: Arc<Endpoint>, limits| {
             async move { self.attempt(request, &endpoint, ask.led, limits).await }.boxed()
         };
-        self.rounds(Q::PATH, ask.repeat, deadline, attempt).await
+        self.rounds(Q::PATH, ask, deadline, attempt).await
     }
 
     /// The same for any kind of attempt.
     pub(super) async fn rounds<'a, R: Headed>(
         &self,
         path: &'static str,
-        repeat: Repeat,
+        ask: Ask,
         deadline: Instant,
         attempt: impl Fn(Arc<Endpoint>, Limits) -> BoxFuture<'a, Result<R, Trouble>> + Send,
     ) -> Result<Reply<R>> {
         let clock = &self.runtime.clock;
+        let repeat = ask.repeat;
         let mut log = Attempts::default();
         let mut pauses = pauses(&self.runtime.entropy);
         let mut new_tokens = 0;
@@ -177,12 +192,25 @@ impl Wire {
         for rounds in 0.. {
             let mut round: VecDeque<_> = self.endpoints.order(clock.now()).into();
             let servers = round.len();
-            while let Some(endpoint) = round.pop_front() {
+            while let Some(mut endpoint) = round.pop_front() {
                 let started = clock.now();
                 let share = (whole, rounds, round.len());
                 let limits = self.latency.limits(repeat, started, deadline, share);
-                let outcome = attempt(endpoint.clone(), limits).await;
+                let first = attempt(endpoint.clone(), limits);
+                let patience = self.latency.hedge_after().filter(|_| ask.hedge);
+                let (who, outcome) = match (patience, round.front()) {
+                    (Some(patience), Some(second)) => {
+                        let second = attempt(second.clone(), limits);
+                        hedged(first, clock.sleep(patience), second, is_answer).await
+                    }
+                    _ => (Who::First, first.await),
+                };
                 let now = clock.now();
+                if let (Who::Second, Some(second)) = (who, round.front()) {
+                    self.endpoints.failed(&endpoint, now);
+                    endpoint = second.clone();
+                    round.pop_front();
+                }
                 self.trace(path, &endpoint.origin, &outcome, now.since(started));
                 match outcome {
                     Ok(reply) => {
@@ -443,6 +471,15 @@ impl Wire {
 /// A revision as an index.
 pub(super) fn index(revision: i64) -> Option<Index> {
     Index::new(u64::try_from(revision).ok()?)
+}
+
+/// Whether another server would not say better.
+fn is_answer<R>(outcome: &Result<R, Trouble>) -> bool {
+    match outcome {
+        Ok(_) => true,
+        Err(Trouble::Refused(judged)) => matches!(judged.next, Next::Final | Next::NewToken),
+        Err(Trouble::Failure(_)) => false,
+    }
 }
 
 /// What there is to say when time is up.
