@@ -113,7 +113,8 @@ pub(crate) struct Line {
     rule: Rule,
     ttl: Ttl,
     inbox: Mutex<Inbox>,
-    /// How many tickets of this process have joined and not left.
+    /// How many tickets of this process have joined and not left; the task counts for one while it
+    /// keeps its view without any.
     tickets: AtomicUsize,
     /// How many appends are under way, or answered and have not joined.
     pending: Arc<AtomicUsize>,
@@ -169,7 +170,7 @@ impl Line {
         &self.dir
     }
 
-    /// Whether this process has tickets in the line, so that its view is kept anyway.
+    /// Whether the view is kept anyway: this process has tickets in the line, or had just now.
     fn is_occupied(&self) -> bool {
         self.tickets.load(Ordering::Acquire) > 0
     }
