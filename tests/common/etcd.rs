@@ -218,6 +218,11 @@ impl Etcd {
         self.exchange(method, path, &headers, body)
     }
 
+    /// Tells how long leases have left.
+    pub fn lease_clock(&self) -> LeaseClock {
+        LeaseClock(self.client)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -225,20 +230,7 @@ impl Etcd {
         headers: &str,
         body: &str,
     ) -> std::io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.client))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
-             Content-Length: {length}\r\n\r\n{body}"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
-        Ok((status.unwrap_or(0), body.to_owned()))
+        exchange(self.client, method, path, headers, body)
     }
 
     /// The value of one of its counters, summed over the labels.
@@ -331,6 +323,45 @@ impl Drop for Etcd {
         self.stop();
         let _ = fs::remove_dir_all(&self.data);
     }
+}
+
+/// Asks a member, through its gateway, how long v3 leases have left.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseClock(u16);
+
+impl LeaseClock {
+    /// How long this lease has left; `None` when it is gone.
+    pub fn left(&self, lease: u64) -> Option<Duration> {
+        let json = "Content-Type: application/json\r\n";
+        let ask = format!("{{\"ID\": {lease}}}");
+        let (_, body) = exchange(self.0, "POST", "/v3/lease/timetolive", json, &ask).ok()?;
+        let (_, rest) = body.split_once("\"TTL\":\"")?;
+        let seconds: i64 = rest.split('"').next()?.parse().ok()?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
+}
+
+fn exchange(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
+         Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+    Ok((status.unwrap_or(0), body.to_owned()))
 }
 
 /// What a member has done since it started.
