@@ -68,7 +68,7 @@ async fn cost(
                     acks.push(item.unwrap().unwrap().ack());
                 }
                 let acked = futures_util::future::join_all(acks).await;
-                assert!(acked.iter().all(|it| it.is_ok()), "{acked:?}");
+                assert!(acked.iter().all(Result::is_ok), "{acked:?}");
                 done.fetch_add(acked.len(), Ordering::SeqCst);
             }
             let ended = Clock::boot().now();
