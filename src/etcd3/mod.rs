@@ -14,7 +14,9 @@
 //!   others lie, and which is not written itself, reads as a directory whose indexes are those of
 //!   the creation of its first key, and lists show it so; a *page* of a list shows none. Deleting a
 //!   tree is one event for each key, all at one index.
-//! * A time-to-live is a lease of its own, one proposal more. Nodes name their lease and not how
+//! * A time-to-live below five minutes is a lease of its own, a proposal more at the write and one
+//!   at the end. A longer one is a lease that is shared by writes of about that length: what hangs
+//!   on it can live up to a quarter longer. Nodes name their lease and not how
 //!   long they have left. They are there until the server has revoked the lease, up to about half
 //!   a second after its end, for every reader alike.
 //! * A deletion does not tell whether it was an expiry.
@@ -80,6 +82,7 @@ mod members;
 mod proto;
 mod read;
 mod rpc;
+mod shared;
 #[cfg(feature = "srv")]
 mod srv;
 mod stream;
