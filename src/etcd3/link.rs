@@ -15,7 +15,7 @@ use super::rpc::Token;
 use crate::transport::{Channel, Endpoint, SendError};
 
 /// The largest answer that is read.
-const LARGEST: usize = 256 << 20;
+const LARGEST: usize = 64 << 20;
 
 /// What a token is called in a request's metadata.
 const TOKEN: &str = "token";

@@ -245,6 +245,24 @@ impl Etcd {
             .sum()
     }
 
+    /// What it counts of one kind of call: `started`, `msg_sent`.
+    pub fn calls(&self, what: &str, method: &str) -> f64 {
+        let (_, body) = self.http("/metrics").expect("metrics");
+        let name = format!("grpc_server_{what}_total{{");
+        let method = format!("grpc_method=\"{method}\"");
+        let lines = body
+            .lines()
+            .filter(|it| it.starts_with(&name) && it.contains(&method));
+        lines
+            .filter_map(|it| it.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Lets it forget what happened before `index`, and what was deleted there.
+    pub fn compact(&self, index: u64) {
+        compact(self.client, index);
+    }
+
     /// What it has done so far.
     pub fn metrics(&self) -> Metrics {
         Metrics {
@@ -325,7 +343,7 @@ impl Drop for Etcd {
     }
 }
 
-/// Lets the member behind this port forget what happened before `index`, and what was deleted there.
+/// The same of the member that serves this port.
 pub fn compact(port: u16, index: u64) {
     let body = format!("{{\"revision\":\"{index}\",\"physical\":true}}");
     let json = "Content-Type: application/json\r\n";
