@@ -281,6 +281,12 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
     let lock = waits.lock("given");
     let waiter = tokio::spawn(async move { lock.acquire().await });
     until_line(&direct, "given", 2).await;
+    let queue = waits.queue("q");
+    for pushed in queue.push_all(["1", "2"]).await {
+        pushed.unwrap();
+    }
+    let mut consumer = queue.consumer(1);
+    let delivery = consumer.next().await.unwrap().unwrap();
     // One whose answer never comes: it is in line, and nobody knows.
     proxy.inject(Which::of("Txn", 1), Fault::LoseReply(Caller::Hangs));
     let mut lost = Box::pin(holder.lock("orphan").acquire().into_future());
@@ -318,7 +324,18 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
         until_line(&direct, name, 0).await;
     }
 
+    // Jobs can be neither claimed nor done, but wait for better times.
+    let acked = tokio::spawn(delivery.ack());
+    let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
+    assert!(next.is_err(), "{next:?}");
+
     make_space(&etcd, &direct).await;
+    let acked = tokio::time::timeout(LONG, acked).await.unwrap().unwrap();
+    println!("an ack meanwhile: {acked:?}");
+    while !queue.jobs().await.unwrap().is_empty() {
+        let next = tokio::time::timeout(LONG, consumer.next()).await;
+        next.unwrap().unwrap().unwrap().ack().await.unwrap();
+    }
     let guard = holder.lock("orphan").acquire().await.unwrap();
     guard.release().await.unwrap();
     let end = holder.shutdown(LONG).await;
