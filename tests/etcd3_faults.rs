@@ -376,3 +376,114 @@ async fn what_was_done_at_the_last_of_the_space_is_not_called_refused() {
     assert_eq!(proxy.hits().len(), 2);
     guard.release().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_compaction_while_all_wait_costs_one_look_and_nobody_stands_still() {
+    let etcd = quiet();
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let gate = Gate::start(proxy.port()).await;
+    let (here, there) = (client(&etcd.url(), 10), client(&gate.url(), 10));
+    let held = here.lock("a").acquire().await.unwrap();
+    let leads = here.election("e").campaign("first").await.unwrap();
+    let permit = here.semaphore("s").permits(1).acquire().await.unwrap();
+    direct
+        .set(&key("/config/n"), "1".into(), Expiry::Never)
+        .await
+        .unwrap();
+
+    let lock = there.lock("a");
+    let locked = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    let election = there.election("e");
+    let mut leaders = election.observe();
+    let elected = tokio::spawn(async move { election.campaign("second").await.unwrap() });
+    let semaphore = there.semaphore("s").permits(1);
+    let permitted = tokio::spawn(async move { semaphore.acquire().await.unwrap() });
+    let mut consumer = there.queue("q").consumer(1);
+    let cache = there.cache("/config").start().unwrap();
+    cache.synced().await.unwrap();
+    let first = tokio::time::timeout(LONG, leaders.next()).await.unwrap();
+    assert!(matches!(first, Some(Ok(Some(_)))), "{first:?}");
+    let idle = tokio::time::timeout(Duration::from_millis(300), consumer.next()).await;
+    assert!(idle.is_err());
+    for dir in ["/_locks/a", "/_elections/e", "/_semaphores/s/line"] {
+        let both = async || direct.children(&key(dir)).await.unwrap().len() == 2;
+        while !both().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    let watched = || etcd.metric("etcd_debugging_mvcc_watcher_total");
+    let before = watched();
+    for cut in [false, true] {
+        if cut {
+            gate.set(Pass::Nothing);
+        }
+        for number in 0..20 {
+            let other = format!("/config/{number}");
+            direct
+                .set(&key(&other), "x".into(), Expiry::Never)
+                .await
+                .unwrap();
+        }
+        compact(&etcd);
+        if cut {
+            gate.cut();
+            gate.set(Pass::All);
+        }
+        direct
+            .set(&key("/config/n"), format!("{cut}").into(), Expiry::Never)
+            .await
+            .unwrap();
+        until("the cache goes on", || {
+            cache.get("n").as_deref() == Some(&format!("{cut}").into())
+        })
+        .await;
+        until("all watches are open again", || watched() >= before).await;
+        let calls = proxy.calls();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let asked: Vec<_> = proxy
+            .calls()
+            .into_iter()
+            .map(|(name, count)| (count - calls.get(&name).copied().unwrap_or(0), name))
+            .filter(|(count, name)| *count > 0 && !name.starts_with("LeaseKeep"))
+            .collect();
+        println!("cut: {cut}: in 3 s of waiting: {asked:?}");
+        let total: u64 = asked.iter().map(|(count, _)| count).sum();
+        // Six of them wait, and some look again every 5 s.
+        assert!(total <= 6, "{asked:?}");
+    }
+
+    held.release().await.unwrap();
+    leads.resign().await.unwrap();
+    permit.release().await.unwrap();
+    here.queue("q").push("x").await.unwrap();
+    let soon = Duration::from_secs(1);
+    tokio::time::timeout(soon, locked)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let second = tokio::time::timeout(soon, elected).await.unwrap().unwrap();
+    tokio::time::timeout(soon, permitted)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let delivery = tokio::time::timeout(soon, consumer.next()).await.unwrap();
+    delivery.unwrap().unwrap().ack().await.unwrap();
+    let told = async {
+        loop {
+            let leader = leaders.next().await.unwrap().unwrap();
+            if leader.is_some_and(|it| it.proposal() == "second") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(soon, told).await.unwrap();
+    second.resign().await.unwrap();
+}

@@ -105,6 +105,10 @@ impl Grpc {
         Self { addr, shared, task }
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
