@@ -66,6 +66,8 @@ enum Who {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Lock,
+    /// The same for a user, whose tokens live for a second.
+    UsersLock,
     Election,
     Permits,
     Queue,
@@ -97,9 +99,21 @@ struct Actor {
     proxy: Grpc,
 }
 
-async fn actor(port: u16) -> Actor {
+/// What the servers of [`Kind::UsersLock`] know of users.
+const USER: (&str, &str) = ("root", "secret");
+
+fn store(kind: Kind, url: &str) -> Etcd3 {
+    let store = Etcd3::builder(url);
+    let store = match kind {
+        Kind::UsersLock => store.user(USER.0, USER.1),
+        _ => store,
+    };
+    store.build().unwrap()
+}
+
+async fn actor(kind: Kind, port: u16) -> Actor {
     let proxy = Grpc::start(port).await;
-    let store = Etcd3::new(proxy.url()).unwrap();
+    let store = store(kind, &proxy.url());
     let client = Client::builder(store).ttl(Ttl::new(TTL).unwrap()).build();
     Actor { client, proxy }
 }
@@ -138,7 +152,7 @@ impl Scene {
     async fn turn(&self, client: &Client, length: Duration, limit: Duration) -> Result<(), String> {
         let text = |error: tenure::Error| format!("{:?}: {error}", error.kind());
         match self.kind {
-            Kind::Lock => {
+            Kind::Lock | Kind::UsersLock => {
                 let guard = client.lock(&self.name).acquire().timeout(limit).await;
                 let guard = guard.map_err(text)?;
                 self.keep(&guard, length).await;
@@ -225,7 +239,7 @@ impl Scene {
     async fn left(&self) -> Vec<Node> {
         let name = &self.name;
         let mut left = match self.kind {
-            Kind::Lock => self.children(&format!("/_locks/{name}")).await,
+            Kind::Lock | Kind::UsersLock => self.children(&format!("/_locks/{name}")).await,
             Kind::Election => self.children(&format!("/_elections/{name}")).await,
             Kind::Permits => self.children(&format!("/_semaphores/{name}/line")).await,
             Kind::Queue => {
@@ -286,13 +300,13 @@ async fn story(port: u16, kind: Kind, number: usize, plan: Plan) -> Played {
         what: format!("{kind:?}, {plan:?}"),
         port,
         clock: Clock::boot(),
-        direct: Etcd3::new(format!("http://127.0.0.1:{port}")).unwrap(),
+        direct: store(kind, &format!("http://127.0.0.1:{port}")),
         held: Mutex::default(),
         pushed: Mutex::default(),
         done: Mutex::default(),
     });
     let what = scene.what.clone();
-    let actors = [actor(port).await, actor(port).await];
+    let actors = [actor(kind, port).await, actor(kind, port).await];
     if let Some((who, name, n, fault)) = plan {
         let actor = &actors[who as usize];
         actor.proxy.inject(Which::of(&name, n), fault);
@@ -304,7 +318,7 @@ async fn story(port: u16, kind: Kind, number: usize, plan: Plan) -> Played {
         actor.client.idle().await;
     };
     tokio::join!(play(&a, 0), play(&b, 100));
-    let c = actor(scene.port).await;
+    let c = actor(kind, scene.port).await;
     let next = scene.turn(&c.client, Duration::from_millis(30), TTL + LATE + SECOND);
     if let Err(error) = next.await {
         panic!("{what}: it is stuck: {error}: {:?}", scene.left().await);
@@ -360,11 +374,29 @@ fn leases(etcd: &Etcd) -> Vec<String> {
     ours.map(|it| it.to_string()).collect()
 }
 
+fn ctl(etcd: &Etcd, args: &[&str]) {
+    let done = std::process::Command::new("etcdctl")
+        .args(["--endpoints", &etcd.url()])
+        .args(args)
+        .env("ETCDCTL_API", "3")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{args:?}: {done:?}");
+}
+
 async fn matrix(kind: Kind) {
     let etcd = Etcd::start_with(&Options {
         v2: false,
+        args: ["--auth-token-ttl", "1", "--bcrypt-cost", "4"]
+            .map(String::from)
+            .into(),
         ..Options::default()
     });
+    if kind == Kind::UsersLock {
+        ctl(&etcd, &["user", "add", "root:secret"]);
+        ctl(&etcd, &["user", "grant-role", "root", "root"]);
+        ctl(&etcd, &["auth", "enable"]);
+    }
     let port = etcd.client_port();
     let clock = Clock::boot();
     let began = clock.now();
@@ -381,13 +413,19 @@ async fn matrix(kind: Kind) {
             }
         }
     }
+    if kind == Kind::UsersLock {
+        plans.retain(|(_, name, ..)| name == "Authenticate");
+    }
     let all = plans.len();
     if !whole {
-        // Prime to the number of faults, so that each call meets another of them.
+        // Writes that come late are what most goes wrong with. Of the rest every fifth: prime to the
+        // number of faults, so that each call meets another of them.
         let mut number = 0;
-        plans.retain(|_| {
+        plans.retain(|(_, name, _, fault)| {
             number += 1;
             number % 5 == 1
+                || name == "Authenticate"
+                || (name == "Txn" && *fault == Fault::Late(LATE))
         });
     }
     let hands = Arc::new(Semaphore::new(AT_ONCE));
@@ -416,6 +454,9 @@ async fn matrix(kind: Kind) {
     );
     assert_eq!(failures, 0, "of {played} stories");
     assert!(hits * 3 > played, "the plans miss the calls");
+    if kind == Kind::UsersLock {
+        ctl(&etcd, &["--user", "root:secret", "auth", "disable"]);
+    }
     let since = clock.now();
     loop {
         let left = leases(&etcd);
@@ -448,4 +489,9 @@ async fn whichever_call_of_a_semaphore_goes_wrong_the_limit_holds_and_nothing_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_call_of_a_queue_goes_wrong_no_job_is_lost_or_held_by_two() {
     matrix(Kind::Queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_login_goes_wrong_nobody_shares_a_lock_and_nothing_is_left() {
+    matrix(Kind::UsersLock).await;
 }
