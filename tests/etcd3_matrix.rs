@@ -3,7 +3,7 @@
 //! In each story one client takes something, keeps it over a renewal and gives it back; another
 //! waits for it; a third comes after. One call of one of the first two goes wrong. Checked: no two
 //! hold at a time, tokens rise in the order of acquiring, the line goes on, and then nothing is left
-//! in it, and no lease.
+//! in it, and no lease. Then the same with four calls at once.
 //!
 //! By default a sample that differs from call to call and fault to fault; all of it with
 //! `TENURE_MATRIX=all`.
@@ -22,7 +22,7 @@ use common::etcd::{Etcd, Options};
 use common::words::key;
 use grpc::{Client as Caller, Fault, Grpc, Which};
 use tenure::etcd3::Etcd3;
-use tenure::runtime::{Clock, Instant};
+use tenure::runtime::{Clock, Entropy, Instant};
 use tenure::store::Node;
 use tenure::{Client, Hold, StoreExt, Ttl};
 use tokio::sync::Semaphore;
@@ -34,6 +34,8 @@ const KEPT: Duration = Duration::from_millis(1_300);
 /// A late request comes this long after the caller was told.
 const LATE: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// Far more than a step of a story takes.
+const HANG: Duration = Duration::from_secs(60);
 /// How many stories run at once.
 const AT_ONCE: usize = 48;
 
@@ -74,7 +76,7 @@ enum Kind {
 }
 
 /// What is planned to go wrong, and with which call of whom.
-type Plan = Option<(Who, String, u64, Fault)>;
+type Plan = Vec<(Who, Which, Fault)>;
 
 /// The calls of both, by name.
 type Calls = BTreeMap<String, u64>;
@@ -119,6 +121,11 @@ async fn actor(kind: Kind, port: u16) -> Actor {
 }
 
 impl Scene {
+    async fn within<T>(&self, step: &str, future: impl Future<Output = T>) -> T {
+        let outcome = tokio::time::timeout(HANG, future).await;
+        outcome.unwrap_or_else(|_| panic!("{}: {step} hangs", self.what))
+    }
+
     /// Believes in a hold for so long, or as long as it lasts, and writes down for how long it
     /// was believed in.
     async fn keep(&self, hold: &Hold, length: Duration) {
@@ -307,24 +314,24 @@ async fn story(port: u16, kind: Kind, number: usize, plan: Plan) -> Played {
     });
     let what = scene.what.clone();
     let actors = [actor(kind, port).await, actor(kind, port).await];
-    if let Some((who, name, n, fault)) = plan {
-        let actor = &actors[who as usize];
-        actor.proxy.inject(Which::of(&name, n), fault);
+    for (who, which, fault) in plan {
+        actors[who as usize].proxy.inject(which, fault);
     }
     let [a, b] = actors;
     let play = async |actor: &Actor, wait: u64| {
         tokio::time::sleep(Duration::from_millis(wait)).await;
-        let _ = scene.turn(&actor.client, KEPT, TTL * 4).await;
-        actor.client.idle().await;
+        let turn = scene.turn(&actor.client, KEPT, TTL * 4);
+        let _ = scene.within("a turn", turn).await;
+        scene.within("cleaning up", actor.client.idle()).await;
     };
     tokio::join!(play(&a, 0), play(&b, 100));
     let c = actor(kind, scene.port).await;
     let next = scene.turn(&c.client, Duration::from_millis(30), TTL + LATE + SECOND);
-    if let Err(error) = next.await {
+    if let Err(error) = scene.within("the third turn", next).await {
         panic!("{what}: it is stuck: {error}: {:?}", scene.left().await);
     }
-    a.proxy.quiesce().await;
-    b.proxy.quiesce().await;
+    scene.within("what is late", a.proxy.quiesce()).await;
+    scene.within("what is late", b.proxy.quiesce()).await;
     let since = scene.clock.now();
     loop {
         let left = scene.left().await;
@@ -374,6 +381,18 @@ fn leases(etcd: &Etcd) -> Vec<String> {
     ours.map(|it| it.to_string()).collect()
 }
 
+/// Several calls of both go wrong.
+fn storm(seed: u64) -> Plan {
+    let dice = Entropy::seeded(seed);
+    let roll = |sides: u64| dice.u64() % sides;
+    let one = |_| {
+        let who = [Who::First, Who::Second][roll(2) as usize];
+        let fault = FAULTS[roll(FAULTS.len() as u64) as usize];
+        (who, Which::of_all(1 + roll(14)), fault)
+    };
+    (0..4).map(one).collect()
+}
+
 fn ctl(etcd: &Etcd, args: &[&str]) {
     let done = std::process::Command::new("etcdctl")
         .args(["--endpoints", &etcd.url()])
@@ -400,7 +419,7 @@ async fn matrix(kind: Kind) {
     let port = etcd.client_port();
     let clock = Clock::boot();
     let began = clock.now();
-    let [first, second] = story(port, kind, 0, None).await.calls;
+    let [first, second] = story(port, kind, 0, Vec::new()).await.calls;
     println!("{kind:?}: calls of the first: {first:?}, of the second: {second:?}");
     let whole = std::env::var("TENURE_MATRIX").is_ok_and(|it| it == "all");
     let mut plans = Vec::new();
@@ -428,13 +447,19 @@ async fn matrix(kind: Kind) {
                 || (name == "Txn" && *fault == Fault::Late(LATE))
         });
     }
+    let mut plans: Vec<Plan> = plans
+        .into_iter()
+        .map(|(who, name, n, fault)| vec![(who, Which::of(&name, n), fault)])
+        .collect();
+    let storms = if whole { 200 } else { 10 };
+    plans.extend((1..=storms).map(storm));
     let hands = Arc::new(Semaphore::new(AT_ONCE));
     let (mut stories, played) = (JoinSet::new(), plans.len());
     for (number, plan) in plans.into_iter().enumerate() {
         let hands = hands.clone();
         stories.spawn(async move {
             let _hand = hands.acquire().await;
-            story(port, kind, number + 1, Some(plan)).await
+            story(port, kind, number + 1, plan).await
         });
     }
     let (mut slowest, mut hits, mut failures) = (Duration::ZERO, 0, 0);
@@ -450,7 +475,7 @@ async fn matrix(kind: Kind) {
     }
     let took = clock.now().since(began);
     println!(
-        "{kind:?}: {played} of {all} stories in {took:.1?}, {hits} went wrong; empty within {slowest:?}"
+        "{kind:?}: {played} stories ({storms} with several faults, of the others there are {all}) in {took:.1?}, {hits} went wrong; empty within {slowest:?}"
     );
     assert_eq!(failures, 0, "of {played} stories");
     assert!(hits * 3 > played, "the plans miss the calls");
