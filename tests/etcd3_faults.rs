@@ -20,7 +20,7 @@ use prost::Message;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant};
 use tenure::store::{Change, Expiry, Update, Watch};
-use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, Ttl};
+use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, StoreExt, Ttl};
 use tokio::task::JoinHandle;
 
 /// Far more than anything takes; only a hang reaches it.
@@ -223,4 +223,267 @@ async fn a_slow_first_renewal_costs_nothing() {
     guard.run(beyond).await.unwrap();
     assert_eq!(proxy.hits(), ["LeaseKeepAlive"]);
     guard.release().await.unwrap();
+}
+
+/// Fills it until it takes no more.
+async fn fill(store: &Etcd3) {
+    for number in 0.. {
+        let (at, filler) = (key(&format!("/filler/{number}")), vec![b'x'; 1 << 20]);
+        let put = store.set(&at, filler.into(), Expiry::Never);
+        if let Err(error) = put.await {
+            let text = error.to_string();
+            assert!(text.contains("NOSPACE"), "{text}");
+            assert!(text.contains("compact, defragment, and disarm"), "{text}");
+            return;
+        }
+    }
+}
+
+fn ask(etcd: &Etcd, path: &str, body: &str) -> serde_json::Value {
+    let (status, answer) = etcd.json("POST", path, body).unwrap();
+    assert_eq!(status, 200, "{path}: {answer}");
+    serde_json::from_str(&answer).unwrap()
+}
+
+fn compact(etcd: &Etcd) {
+    let now = ask(etcd, "/v3/kv/range", "{\"key\":\"AA==\"}");
+    let revision = now["header"]["revision"].as_str().unwrap();
+    let body = format!("{{\"revision\":{revision},\"physical\":true}}");
+    ask(etcd, "/v3/kv/compaction", &body);
+}
+
+/// What the error's text says to do.
+async fn make_space(etcd: &Etcd, store: &Etcd3) {
+    store.remove_tree(&key("/filler")).await.unwrap();
+    compact(etcd);
+    ask(etcd, "/v3/maintenance/defragment", "{}");
+    let disarmed = std::process::Command::new("etcdctl")
+        .args(["--endpoints", &etcd.url(), "alarm", "disarm"])
+        .env("ETCDCTL_API", "3")
+        .output()
+        .unwrap();
+    assert!(disarmed.status.success(), "{disarmed:?}");
+}
+
+#[tokio::test]
+async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
+    let etcd = Etcd::start_with(&Options {
+        v2: false,
+        args: vec!["--quota-backend-bytes".into(), "8000000".into()],
+        ..Options::default()
+    });
+    let (clock, direct) = (Clock::boot(), Etcd3::new(etcd.url()).unwrap());
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let holder = client(&proxy.url(), 3);
+    let kept = holder.lock("kept").acquire().await.unwrap();
+    let given = holder.lock("given").acquire().await.unwrap();
+    let waits = client(&etcd.url(), 3);
+    let lock = waits.lock("given");
+    let waiter = tokio::spawn(async move { lock.acquire().await });
+    until_line(&direct, "given", 2).await;
+    let queue = waits.queue("q");
+    for pushed in queue.push_all(["1", "2"]).await {
+        pushed.unwrap();
+    }
+    let mut consumer = queue.consumer(1);
+    let delivery = consumer.next().await.unwrap().unwrap();
+    // One whose answer never comes: it is in line, and nobody knows.
+    proxy.inject(Which::of("Txn", 1), Fault::LoseReply(Caller::Hangs));
+    let mut lost = Box::pin(holder.lock("orphan").acquire().into_future());
+    let line = until_line(&direct, "orphan", 1);
+    tokio::select! {
+        _ = &mut lost => panic!("it was not answered"),
+        () = line => {}
+    }
+    fill(&direct).await;
+    drop(lost);
+    // Its mark is refused; its ticket goes all the same.
+    until_line(&direct, "orphan", 0).await;
+
+    let asked = clock.now();
+    for client in [&holder, &waits] {
+        let error = client.lock("new").acquire().await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("NOSPACE"), "{:?} {text}", error.kind());
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+    }
+    let took = clock.now().since(asked);
+    assert!(took < Duration::from_secs(1), "refused after {took:?}");
+    let put = kept.put(&key("/x"), "x", Expiry::Never).await.unwrap_err();
+    assert!(
+        put.to_string().contains("NOSPACE") && kept.is_held(),
+        "{put}"
+    );
+    // Renewals go on, and so does the line.
+    kept.run(clock.sleep(Duration::from_secs(4))).await.unwrap();
+    given.release().await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(1), waiter).await;
+    next.unwrap().unwrap().unwrap().release().await.unwrap();
+    kept.release().await.unwrap();
+    for name in ["kept", "given", "new"] {
+        until_line(&direct, name, 0).await;
+    }
+
+    // Jobs can be neither claimed nor done, but wait for better times.
+    let acked = tokio::spawn(delivery.ack());
+    let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
+    assert!(next.is_err(), "{next:?}");
+
+    make_space(&etcd, &direct).await;
+    let acked = tokio::time::timeout(LONG, acked).await.unwrap().unwrap();
+    println!("an ack meanwhile: {acked:?}");
+    while !queue.jobs().await.unwrap().is_empty() {
+        let next = tokio::time::timeout(LONG, consumer.next()).await;
+        next.unwrap().unwrap().unwrap().ack().await.unwrap();
+    }
+    let guard = holder.lock("orphan").acquire().await.unwrap();
+    guard.release().await.unwrap();
+    let end = holder.shutdown(LONG).await;
+    assert_eq!((end.left_to_ttl, end.tasks_left), (0, 0));
+}
+
+async fn until_line(store: &Etcd3, name: &str, length: usize) {
+    let (clock, dir) = (Clock::boot(), key(&format!("/_locks/{name}")));
+    let deadline = clock.now() + LONG;
+    while store.children(&dir).await.unwrap().len() != length {
+        assert!(
+            !clock.has_passed(deadline),
+            "{name} never had {length} in line"
+        );
+        clock.sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_done_at_the_last_of_the_space_is_not_called_refused() {
+    let etcd = quiet();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let store = Etcd3::new(proxy.url()).unwrap();
+    store
+        .set(&key("/k"), "1".into(), Expiry::Never)
+        .await
+        .unwrap();
+    proxy.inject(Which::of("Txn", 1), Fault::DoneWithoutSpace);
+    let error = store
+        .set(&key("/k"), "2".into(), Expiry::Never)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
+    assert_eq!(value(&store, "/k").await.as_deref(), Some("2"));
+    // A ticket that is in line though it was refused is found, and taken.
+    proxy.inject(Which::of("Txn", 1), Fault::DoneWithoutSpace);
+    let guard = client(&proxy.url(), 3).lock("a").acquire().await.unwrap();
+    assert_eq!(proxy.hits().len(), 2);
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_compaction_while_all_wait_costs_one_look_and_nobody_stands_still() {
+    let etcd = quiet();
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let gate = Gate::start(proxy.port()).await;
+    let (here, there) = (client(&etcd.url(), 10), client(&gate.url(), 10));
+    let held = here.lock("a").acquire().await.unwrap();
+    let leads = here.election("e").campaign("first").await.unwrap();
+    let permit = here.semaphore("s").permits(1).acquire().await.unwrap();
+    direct
+        .set(&key("/config/n"), "1".into(), Expiry::Never)
+        .await
+        .unwrap();
+
+    let lock = there.lock("a");
+    let locked = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    let election = there.election("e");
+    let mut leaders = election.observe();
+    let elected = tokio::spawn(async move { election.campaign("second").await.unwrap() });
+    let semaphore = there.semaphore("s").permits(1);
+    let permitted = tokio::spawn(async move { semaphore.acquire().await.unwrap() });
+    let mut consumer = there.queue("q").consumer(1);
+    let cache = there.cache("/config").start().unwrap();
+    cache.synced().await.unwrap();
+    let first = tokio::time::timeout(LONG, leaders.next()).await.unwrap();
+    assert!(matches!(first, Some(Ok(Some(_)))), "{first:?}");
+    let idle = tokio::time::timeout(Duration::from_millis(300), consumer.next()).await;
+    assert!(idle.is_err());
+    for dir in ["/_locks/a", "/_elections/e", "/_semaphores/s/line"] {
+        let both = async || direct.children(&key(dir)).await.unwrap().len() == 2;
+        while !both().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    let watched = || etcd.metric("etcd_debugging_mvcc_watcher_total");
+    let before = watched();
+    for cut in [false, true] {
+        if cut {
+            gate.set(Pass::Nothing);
+        }
+        for number in 0..20 {
+            let other = format!("/config/{number}");
+            direct
+                .set(&key(&other), "x".into(), Expiry::Never)
+                .await
+                .unwrap();
+        }
+        compact(&etcd);
+        if cut {
+            gate.cut();
+            gate.set(Pass::All);
+        }
+        direct
+            .set(&key("/config/n"), format!("{cut}").into(), Expiry::Never)
+            .await
+            .unwrap();
+        until("the cache goes on", || {
+            cache.get("n").as_deref() == Some(&format!("{cut}").into())
+        })
+        .await;
+        until("all watches are open again", || watched() >= before).await;
+        let calls = proxy.calls();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let asked: Vec<_> = proxy
+            .calls()
+            .into_iter()
+            .map(|(name, count)| (count - calls.get(&name).copied().unwrap_or(0), name))
+            .filter(|(count, name)| *count > 0 && !name.starts_with("LeaseKeep"))
+            .collect();
+        println!("cut: {cut}: in 3 s of waiting: {asked:?}");
+        let total: u64 = asked.iter().map(|(count, _)| count).sum();
+        // Six of them wait, and some look again every 5 s.
+        assert!(total <= 6, "{asked:?}");
+    }
+
+    held.release().await.unwrap();
+    leads.resign().await.unwrap();
+    permit.release().await.unwrap();
+    here.queue("q").push("x").await.unwrap();
+    let soon = Duration::from_secs(1);
+    tokio::time::timeout(soon, locked)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let second = tokio::time::timeout(soon, elected).await.unwrap().unwrap();
+    tokio::time::timeout(soon, permitted)
+        .await
+        .unwrap()
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let delivery = tokio::time::timeout(soon, consumer.next()).await.unwrap();
+    delivery.unwrap().unwrap().ack().await.unwrap();
+    let told = async {
+        loop {
+            let leader = leaders.next().await.unwrap().unwrap();
+            if leader.is_some_and(|it| it.proposal() == "second") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(soon, told).await.unwrap();
+    second.resign().await.unwrap();
 }

@@ -3,7 +3,7 @@
 //! In each story one client takes something, keeps it over a renewal and gives it back; another
 //! waits for it; a third comes after. One call of one of the first two goes wrong. Checked: no two
 //! hold at a time, tokens rise in the order of acquiring, the line goes on, and then nothing is left
-//! in it, and no lease.
+//! in it, and no lease. Then the same with four calls at once.
 //!
 //! By default a sample that differs from call to call and fault to fault; all of it with
 //! `TENURE_MATRIX=all`.
@@ -22,7 +22,7 @@ use common::etcd::{Etcd, Options};
 use common::words::key;
 use grpc::{Client as Caller, Fault, Grpc, Which};
 use tenure::etcd3::Etcd3;
-use tenure::runtime::{Clock, Instant};
+use tenure::runtime::{Clock, Entropy, Instant};
 use tenure::store::Node;
 use tenure::{Client, Hold, StoreExt, Ttl};
 use tokio::sync::Semaphore;
@@ -34,6 +34,8 @@ const KEPT: Duration = Duration::from_millis(1_300);
 /// A late request comes this long after the caller was told.
 const LATE: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// Far more than a step of a story takes.
+const HANG: Duration = Duration::from_secs(60);
 /// How many stories run at once.
 const AT_ONCE: usize = 48;
 
@@ -66,13 +68,15 @@ enum Who {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Lock,
+    /// The same for a user, whose tokens live for a second.
+    UsersLock,
     Election,
     Permits,
     Queue,
 }
 
 /// What is planned to go wrong, and with which call of whom.
-type Plan = Option<(Who, String, u64, Fault)>;
+type Plan = Vec<(Who, Which, Fault)>;
 
 /// The calls of both, by name.
 type Calls = BTreeMap<String, u64>;
@@ -97,14 +101,31 @@ struct Actor {
     proxy: Grpc,
 }
 
-async fn actor(port: u16) -> Actor {
+/// What the servers of [`Kind::UsersLock`] know of users.
+const USER: (&str, &str) = ("root", "secret");
+
+fn store(kind: Kind, url: &str) -> Etcd3 {
+    let store = Etcd3::builder(url);
+    let store = match kind {
+        Kind::UsersLock => store.user(USER.0, USER.1),
+        _ => store,
+    };
+    store.build().unwrap()
+}
+
+async fn actor(kind: Kind, port: u16) -> Actor {
     let proxy = Grpc::start(port).await;
-    let store = Etcd3::new(proxy.url()).unwrap();
+    let store = store(kind, &proxy.url());
     let client = Client::builder(store).ttl(Ttl::new(TTL).unwrap()).build();
     Actor { client, proxy }
 }
 
 impl Scene {
+    async fn within<T>(&self, step: &str, future: impl Future<Output = T>) -> T {
+        let outcome = tokio::time::timeout(HANG, future).await;
+        outcome.unwrap_or_else(|_| panic!("{}: {step} hangs", self.what))
+    }
+
     /// Believes in a hold for so long, or as long as it lasts, and writes down for how long it
     /// was believed in.
     async fn keep(&self, hold: &Hold, length: Duration) {
@@ -138,7 +159,7 @@ impl Scene {
     async fn turn(&self, client: &Client, length: Duration, limit: Duration) -> Result<(), String> {
         let text = |error: tenure::Error| format!("{:?}: {error}", error.kind());
         match self.kind {
-            Kind::Lock => {
+            Kind::Lock | Kind::UsersLock => {
                 let guard = client.lock(&self.name).acquire().timeout(limit).await;
                 let guard = guard.map_err(text)?;
                 self.keep(&guard, length).await;
@@ -225,7 +246,7 @@ impl Scene {
     async fn left(&self) -> Vec<Node> {
         let name = &self.name;
         let mut left = match self.kind {
-            Kind::Lock => self.children(&format!("/_locks/{name}")).await,
+            Kind::Lock | Kind::UsersLock => self.children(&format!("/_locks/{name}")).await,
             Kind::Election => self.children(&format!("/_elections/{name}")).await,
             Kind::Permits => self.children(&format!("/_semaphores/{name}/line")).await,
             Kind::Queue => {
@@ -286,31 +307,31 @@ async fn story(port: u16, kind: Kind, number: usize, plan: Plan) -> Played {
         what: format!("{kind:?}, {plan:?}"),
         port,
         clock: Clock::boot(),
-        direct: Etcd3::new(format!("http://127.0.0.1:{port}")).unwrap(),
+        direct: store(kind, &format!("http://127.0.0.1:{port}")),
         held: Mutex::default(),
         pushed: Mutex::default(),
         done: Mutex::default(),
     });
     let what = scene.what.clone();
-    let actors = [actor(port).await, actor(port).await];
-    if let Some((who, name, n, fault)) = plan {
-        let actor = &actors[who as usize];
-        actor.proxy.inject(Which::of(&name, n), fault);
+    let actors = [actor(kind, port).await, actor(kind, port).await];
+    for (who, which, fault) in plan {
+        actors[who as usize].proxy.inject(which, fault);
     }
     let [a, b] = actors;
     let play = async |actor: &Actor, wait: u64| {
         tokio::time::sleep(Duration::from_millis(wait)).await;
-        let _ = scene.turn(&actor.client, KEPT, TTL * 4).await;
-        actor.client.idle().await;
+        let turn = scene.turn(&actor.client, KEPT, TTL * 4);
+        let _ = scene.within("a turn", turn).await;
+        scene.within("cleaning up", actor.client.idle()).await;
     };
     tokio::join!(play(&a, 0), play(&b, 100));
-    let c = actor(scene.port).await;
+    let c = actor(kind, scene.port).await;
     let next = scene.turn(&c.client, Duration::from_millis(30), TTL + LATE + SECOND);
-    if let Err(error) = next.await {
+    if let Err(error) = scene.within("the third turn", next).await {
         panic!("{what}: it is stuck: {error}: {:?}", scene.left().await);
     }
-    a.proxy.quiesce().await;
-    b.proxy.quiesce().await;
+    scene.within("what is late", a.proxy.quiesce()).await;
+    scene.within("what is late", b.proxy.quiesce()).await;
     let since = scene.clock.now();
     loop {
         let left = scene.left().await;
@@ -360,15 +381,45 @@ fn leases(etcd: &Etcd) -> Vec<String> {
     ours.map(|it| it.to_string()).collect()
 }
 
+/// Several calls of both go wrong.
+fn storm(seed: u64) -> Plan {
+    let dice = Entropy::seeded(seed);
+    let roll = |sides: u64| dice.u64() % sides;
+    let one = |_| {
+        let who = [Who::First, Who::Second][roll(2) as usize];
+        let fault = FAULTS[roll(FAULTS.len() as u64) as usize];
+        (who, Which::of_all(1 + roll(14)), fault)
+    };
+    (0..4).map(one).collect()
+}
+
+fn ctl(etcd: &Etcd, args: &[&str]) {
+    let done = std::process::Command::new("etcdctl")
+        .args(["--endpoints", &etcd.url()])
+        .args(args)
+        .env("ETCDCTL_API", "3")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{args:?}: {done:?}");
+}
+
 async fn matrix(kind: Kind) {
     let etcd = Etcd::start_with(&Options {
         v2: false,
+        args: ["--auth-token-ttl", "1", "--bcrypt-cost", "4"]
+            .map(String::from)
+            .into(),
         ..Options::default()
     });
+    if kind == Kind::UsersLock {
+        ctl(&etcd, &["user", "add", "root:secret"]);
+        ctl(&etcd, &["user", "grant-role", "root", "root"]);
+        ctl(&etcd, &["auth", "enable"]);
+    }
     let port = etcd.client_port();
     let clock = Clock::boot();
     let began = clock.now();
-    let [first, second] = story(port, kind, 0, None).await.calls;
+    let [first, second] = story(port, kind, 0, Vec::new()).await.calls;
     println!("{kind:?}: calls of the first: {first:?}, of the second: {second:?}");
     let whole = std::env::var("TENURE_MATRIX").is_ok_and(|it| it == "all");
     let mut plans = Vec::new();
@@ -381,22 +432,34 @@ async fn matrix(kind: Kind) {
             }
         }
     }
+    if kind == Kind::UsersLock {
+        plans.retain(|(_, name, ..)| name == "Authenticate");
+    }
     let all = plans.len();
     if !whole {
-        // Prime to the number of faults, so that each call meets another of them.
+        // Writes that come late are what most goes wrong with. Of the rest every fifth: prime to the
+        // number of faults, so that each call meets another of them.
         let mut number = 0;
-        plans.retain(|_| {
+        plans.retain(|(_, name, _, fault)| {
             number += 1;
             number % 5 == 1
+                || name == "Authenticate"
+                || (name == "Txn" && *fault == Fault::Late(LATE))
         });
     }
+    let mut plans: Vec<Plan> = plans
+        .into_iter()
+        .map(|(who, name, n, fault)| vec![(who, Which::of(&name, n), fault)])
+        .collect();
+    let storms = if whole { 200 } else { 10 };
+    plans.extend((1..=storms).map(storm));
     let hands = Arc::new(Semaphore::new(AT_ONCE));
     let (mut stories, played) = (JoinSet::new(), plans.len());
     for (number, plan) in plans.into_iter().enumerate() {
         let hands = hands.clone();
         stories.spawn(async move {
             let _hand = hands.acquire().await;
-            story(port, kind, number + 1, Some(plan)).await
+            story(port, kind, number + 1, plan).await
         });
     }
     let (mut slowest, mut hits, mut failures) = (Duration::ZERO, 0, 0);
@@ -412,10 +475,13 @@ async fn matrix(kind: Kind) {
     }
     let took = clock.now().since(began);
     println!(
-        "{kind:?}: {played} of {all} stories in {took:.1?}, {hits} went wrong; empty within {slowest:?}"
+        "{kind:?}: {played} stories ({storms} with several faults, of the others there are {all}) in {took:.1?}, {hits} went wrong; empty within {slowest:?}"
     );
     assert_eq!(failures, 0, "of {played} stories");
     assert!(hits * 3 > played, "the plans miss the calls");
+    if kind == Kind::UsersLock {
+        ctl(&etcd, &["--user", "root:secret", "auth", "disable"]);
+    }
     let since = clock.now();
     loop {
         let left = leases(&etcd);
@@ -448,4 +514,9 @@ async fn whichever_call_of_a_semaphore_goes_wrong_the_limit_holds_and_nothing_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_call_of_a_queue_goes_wrong_no_job_is_lost_or_held_by_two() {
     matrix(Kind::Queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_login_goes_wrong_nobody_shares_a_lock_and_nothing_is_left() {
+    matrix(Kind::UsersLock).await;
 }

@@ -64,7 +64,7 @@ const ROWS: &[Row] = {
             "the server has not reached the index asked for",
         ),
         (
-            "database space exceeded",
+            FULL,
             Final,
             Kind::Unavailable,
             "the server's space is used up (NOSPACE): compact, defragment, and disarm the alarm",
@@ -215,6 +215,15 @@ const ROWS: &[Row] = {
         ),
     ]
 };
+
+/// What a server says that takes no more puts and grants. At the edge of its quota it says so of
+/// what it has done.
+const FULL: &str = "database space exceeded";
+
+/// Whether a server without space has refused this.
+pub(super) fn is_full(error: &Error) -> bool {
+    error.kind() == ErrorKind::Unavailable && error.detail().contains(FULL)
+}
 
 /// What is said of an answer that is not read.
 pub(super) const TOO_LARGE: &str = "the answer is larger than 64 MiB";

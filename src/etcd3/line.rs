@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::driver::{Driver, after, bytes, lease_number, node, prefix, prefix_end};
+use super::error::is_full;
 use super::proto::{
     Compare, DESCENDING, DeleteRangeRequest, KeyValue, PutRequest, RangeRequest, RangeResponse,
     Request, Response,
@@ -156,12 +157,28 @@ impl Driver {
             let compare = vec![created(&key, node.created)];
             return self.take_back(compare, vec![delete(&key)], deadline).await;
         }
+        let outcome = self.cancel_for_good(withdraw, &key, deadline).await;
+        if outcome.as_ref().is_err_and(is_full) {
+            // There is no space for a mark, but deletions pass: what is in line already goes now. What
+            // may still come is for the next attempt.
+            self.take_back(Vec::new(), vec![delete(&key)], deadline)
+                .await?;
+        }
+        outcome
+    }
+
+    async fn cancel_for_good(
+        &self,
+        withdraw: &Withdraw,
+        key: &Key,
+        deadline: Instant,
+    ) -> Result<Withdrawn> {
         let own = match withdraw.naming {
             Naming::Ticket => withdraw.lease,
             Naming::Tag | Naming::Raw => None,
         };
         if let Some(lease) = own {
-            let outcome = self.cancel(withdraw.tag, &key, lease, deadline).await;
+            let outcome = self.cancel(withdraw.tag, key, lease, deadline).await;
             match outcome {
                 // Its lease is gone, and was perhaps not the one it was appended with.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -172,7 +189,7 @@ impl Driver {
             let Some(lease) = self.shared_lease(Ttl::new(MARK_LIFE)?, deadline).await? else {
                 break;
             };
-            match self.cancel(withdraw.tag, &key, lease, deadline).await {
+            match self.cancel(withdraw.tag, key, lease, deadline).await {
                 // Somebody has revoked it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     self.forget_shared(lease).await;

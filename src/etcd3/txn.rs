@@ -1,20 +1,28 @@
 //! Conditions as comparisons of a transaction, and transactions.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::driver::{Driver, bytes};
+use super::error::is_full;
 use super::proto::{
     Compare, KeyValue, Operand, RangeRequest, RangeResponse, Relation, Request, RequestOp,
     Response, Subject, TxnRequest, TxnResponse,
 };
-use super::rpc::{Ask, Reply};
+use super::rpc::{Ask, Reply, index};
+use super::write::maybe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Instant;
 use crate::store::Condition;
+use crate::transport::Repeat;
 
 impl Driver {
     /// Does `success` if all comparisons hold, else `failure`.
+    ///
+    /// # Errors
+    /// `Ambiguous` also when the server is out of space and may have done it all the same.
     pub(super) async fn txn(
         &self,
         compare: Vec<Compare>,
@@ -23,13 +31,45 @@ impl Driver {
         ask: Ask,
         deadline: Instant,
     ) -> Result<Reply<TxnResponse>> {
+        let wrote = success.iter().find_map(|request| match request {
+            Request::Put(put) => Some(put.key.clone()),
+            Request::Range(_) | Request::Delete(_) => None,
+        });
+        let seen = self.wire.seen.load(Ordering::Acquire);
         let ops = |requests: Vec<Request>| requests.into_iter().map(RequestOp::from).collect();
         let request = TxnRequest {
             compare,
             success: ops(success),
             failure: ops(failure),
         };
-        self.wire.call(&request, ask, deadline).await
+        match (self.wire.call(&request, ask, deadline).await, wrote) {
+            (Err(error), Some(key)) if ask.repeat == Repeat::NeverSent && is_full(&error) => {
+                if self.unwritten_since(seen, key, deadline).await {
+                    Err(error)
+                } else {
+                    Err(maybe(&error))
+                }
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// Whether it is certain that nothing was written to this key after the index `seen`.
+    async fn unwritten_since(&self, seen: u64, key: Bytes, deadline: Instant) -> bool {
+        let look = RangeRequest {
+            key,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        let Ok(reply) = self.wire.call(&look, Ask::HARMLESS, deadline).await else {
+            return false;
+        };
+        let last = match first(reply.body) {
+            Some(kv) => index(kv.mod_revision),
+            // It may have been written and deleted.
+            None => Some(reply.index),
+        };
+        last.is_some_and(|last| last.get() <= seen)
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// Its answer comes so much later.
     Slow(Duration),
+    /// The server did it, and the client is told that there was no space for it.
+    DoneWithoutSpace,
 }
 
 /// What the client sees of a call that is lost.
@@ -101,6 +103,10 @@ impl Grpc {
         });
         let task = tokio::spawn(accept(listener, port, shared.clone())).abort_handle();
         Self { addr, shared, task }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -316,7 +322,7 @@ impl Call {
                 self.late(message, delay);
                 return None;
             }
-            Some(fault @ (Fault::LoseReply(_) | Fault::Slow(_))) => self.reply = Some(fault),
+            Some(fault) => self.reply = Some(fault),
         }
         self.forward(message).await?;
         Some(self)
@@ -337,13 +343,7 @@ impl Call {
         if self.to_client.is_some() {
             self.reset();
         } else {
-            let refusal = Response::builder()
-                .header("content-type", "application/grpc")
-                .header("grpc-status", "14")
-                .header("grpc-message", "etcdserver: request timed out")
-                .body(())
-                .unwrap();
-            let _ = self.respond.send_response(refusal, true);
+            self.refuse("14", "etcdserver: request timed out");
         }
         self.shared.late.send_modify(|late| *late += 1);
         tokio::spawn(async move {
@@ -362,6 +362,16 @@ impl Call {
             let _ = tokio::time::timeout(Duration::from_secs(5), done).await;
             self.shared.late.send_modify(|late| *late -= 1);
         });
+    }
+
+    fn refuse(&mut self, status: &str, message: &str) {
+        let refusal = Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", status)
+            .header("grpc-message", message)
+            .body(())
+            .unwrap();
+        let _ = self.respond.send_response(refusal, true);
     }
 
     /// Nothing more comes.
@@ -390,6 +400,10 @@ impl Call {
     async fn said(&mut self, said: Said) -> Option<()> {
         match self.reply.take() {
             Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+            Some(Fault::DoneWithoutSpace) => {
+                self.refuse("8", "etcdserver: mvcc: database space exceeded");
+                return None;
+            }
             Some(Fault::LoseReply(Client::IsReset)) => {
                 self.reset();
                 return None;
