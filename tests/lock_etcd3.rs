@@ -1,32 +1,223 @@
-//! The lock suite over a real etcd, through its v3 API.
+//! The lock, several locks and what is around them, and the lock by hand, over a real etcd through
+//! its v3 API.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tenure::etcd3::Etcd3;
-use tenure::runtime::Runtime;
+use tenure::runtime::{Clock, Instant, Runtime};
+use tenure::testkit::{Fault, Faulty};
+use tenure::{Client, ErrorKind, Key, LockGuard, Store, StoreExt, Ttl};
+use tokio::task::JoinSet;
 
+#[path = "by_hand_suite/mod.rs"]
+#[macro_use]
+mod by_hand_suite;
 mod common;
+#[path = "lock_more_suite/mod.rs"]
+#[macro_use]
+mod more_suite;
 #[path = "lock_suite/mod.rs"]
 #[macro_use]
 mod suite;
 
 use common::etcd::Etcd;
 
+fn open(server: &Etcd) -> impl Fn() -> Arc<dyn Store> + Send + Sync + use<> {
+    let url = server.url();
+    move || Arc::new(Etcd3::new(&url).unwrap())
+}
+
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
-    let url = server.url();
-    let open = move || -> Arc<dyn tenure::Store> { Arc::new(Etcd3::new(&url).unwrap()) };
-    (
-        suite::World {
-            open: Box::new(open),
-            runtime: Runtime::default(),
-        },
-        server,
-    )
+    let world = suite::World {
+        open: Box::new(open(&server)),
+        runtime: Runtime::default(),
+    };
+    (world, server)
 }
 
 lock_suite!(
     tokio::test(flavor = "multi_thread", worker_threads = 2),
     world()
 );
+
+mod more {
+    use super::*;
+    use crate::more_suite as suite;
+
+    async fn world() -> (suite::World, Etcd) {
+        let server = Etcd::start();
+        let world = suite::World {
+            open: Box::new(open(&server)),
+            runtime: Runtime::default(),
+        };
+        (world, server)
+    }
+
+    lock_more_suite!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        world()
+    );
+}
+
+mod by_hand {
+    use super::*;
+    use crate::by_hand_suite as suite;
+
+    async fn world() -> (suite::World, Etcd) {
+        let server = Etcd::start();
+        let behind = open(&server);
+        let world = suite::World {
+            open: Box::new(open(&server)),
+            linked: Box::new(move || {
+                let link = Faulty::shared(behind(), 1);
+                (Arc::new(link.clone()), link)
+            }),
+            runtime: Runtime::default(),
+        };
+        (world, server)
+    }
+
+    by_hand_suite!(
+        tokio::test(flavor = "multi_thread", worker_threads = 2),
+        world()
+    );
+}
+
+/// One client takes the lock, keeps it over a renewal and gives it back; another waits for it, and
+/// a third comes after; one call of the first or the second goes wrong. Returns how many calls each
+/// of the two made.
+async fn story(
+    store: Arc<dyn Store>,
+    name: String,
+    holds: Arc<Mutex<Vec<(u64, Instant, Instant)>>>,
+    plan: impl FnOnce(&Faulty<dyn Store>, &Faulty<dyn Store>),
+) -> (u64, u64) {
+    let clock = Clock::boot();
+    let client = |seed| {
+        let link = Faulty::shared(store.clone(), seed);
+        let ttl = Ttl::new(TTL).unwrap();
+        (Client::builder(link.clone()).ttl(ttl).build(), link)
+    };
+    let ((a, a_link), (b, b_link), (c, _)) = (client(1), client(2), client(3));
+    plan(&a_link, &b_link);
+    let hold = async |guard: LockGuard, length| {
+        let (token, from) = (guard.token(), clock.now());
+        let _ = guard.run(clock.sleep(length)).await;
+        holds.lock().unwrap().push((token, from, clock.now()));
+        let _ = guard.release().await;
+    };
+    let turn = async |client: &Client, wait| {
+        clock.sleep(wait).await;
+        // A refused or unanswered acquire is an outcome too; what it leaves is looked at below.
+        if let Ok(guard) = client.lock(&name).acquire().timeout(TTL * 5).await {
+            hold(guard, TTL / 2).await;
+        }
+        client.idle().await;
+    };
+    tokio::join!(
+        turn(&a, Duration::ZERO),
+        turn(&b, Duration::from_millis(100))
+    );
+    let next = c.lock(&name).acquire().timeout(TTL + LATE + SLACK).await;
+    let guard = next.unwrap_or_else(|error| panic!("{name}: the lock is stuck: {error}"));
+    let dir = guard.key().parent().unwrap();
+    hold(guard, Duration::from_millis(1)).await;
+    a_link.quiesce().await;
+    b_link.quiesce().await;
+    let end = clock.now() + TTL + LATE + SLACK;
+    while !store.children(&dir).await.unwrap().is_empty() {
+        assert!(!clock.has_passed(end), "{name}: something is left");
+        clock.sleep(Duration::from_millis(50)).await;
+    }
+    (a_link.all_calls(), b_link.all_calls())
+}
+
+const TTL: Duration = Duration::from_secs(3);
+/// A late commit comes this long after the caller was told.
+const LATE: Duration = Duration::from_secs(1);
+/// The server's sweep, and a machine that is busy with all stories at once.
+const SLACK: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_call_is_lost_or_late_nobody_shares_the_lock_and_nothing_is_left() {
+    let server = Etcd::start();
+    let store: Arc<dyn Store> = Arc::new(Etcd3::new(server.url()).unwrap());
+    let calm = story(store.clone(), "calm".into(), Arc::default(), |_, _| {}).await;
+    assert!(calm.0 >= 4 && calm.1 >= 4, "{calm:?}");
+    let mut stories = JoinSet::new();
+    for fault in [
+        Fault::LostReply,
+        Fault::LateCommit(LATE),
+        Fault::LostRequest,
+    ] {
+        for n in 1..=calm.0.max(calm.1) + 1 {
+            for first in [true, false] {
+                let store = store.clone();
+                stories.spawn(async move {
+                    let holds: Arc<Mutex<Vec<_>>> = Arc::default();
+                    let who = if first { "first" } else { "second" };
+                    let name = format!("{fault:?} on call {n} of the {who}");
+                    story(store, name.clone(), holds.clone(), |a, b| {
+                        if first { a } else { b }.nth_of_all(n, fault);
+                    })
+                    .await;
+                    let mut holds = holds.lock().unwrap().clone();
+                    holds.sort();
+                    let apart = |one: &(_, _, Instant), two: &(_, Instant, _)| one.2 <= two.1;
+                    let alone = holds.windows(2).all(|it| apart(&it[0], &it[1]));
+                    assert!(alone, "{name}: two holders: {holds:?}");
+                });
+            }
+        }
+    }
+    let number = stories.len();
+    while let Some(told) = stories.join_next().await {
+        told.unwrap();
+    }
+    println!("{number} stories");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_whose_lease_is_revoked_is_told_at_once_and_never_holds() {
+    let server = Etcd::start();
+    let store: Arc<dyn Store> = Arc::new(Etcd3::new(server.url()).unwrap());
+    let (a, b) = (Client::new(store.clone()), Client::new(store.clone()));
+    for holder_goes in [false, true] {
+        let guard = a.lock("a").acquire().await.unwrap();
+        let waiter = tokio::spawn({
+            let lock = b.lock("a");
+            async move { lock.acquire().await }
+        });
+        let dir = Key::new("/_locks/a").unwrap();
+        let lease = loop {
+            let line = store.children(&dir).await.unwrap();
+            if let Some(node) = line.iter().find(|node| node.key != *guard.key()) {
+                break node.lease.unwrap();
+            }
+            tokio::task::yield_now().await;
+        };
+        store.revoke(lease).await.unwrap();
+        let mut held = Some(guard);
+        if holder_goes {
+            held.take().unwrap().release().await.unwrap();
+        }
+        let told = tokio::time::timeout(Duration::from_secs(1), waiter).await;
+        let error = told.expect("within a second").unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        if let Some(guard) = held {
+            assert!(guard.is_held());
+            guard.release().await.unwrap();
+        }
+        // The session is over; the next acquire has one of its own.
+        b.lock("a")
+            .acquire()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+}

@@ -123,7 +123,7 @@ impl Store for Bent {
         if self.is_spinning() {
             return stream::pending().boxed();
         }
-        let open = Ok(Update::Open(watch.from.unwrap()));
+        let open = Ok(Update::Open(watch.from.unwrap_or(Index::MIN)));
         if self.is(Bend::WatchesEndAtOnce) {
             return stream::iter([open]).boxed();
         }

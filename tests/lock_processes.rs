@@ -8,9 +8,8 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use tenure::etcd2::Etcd2;
-use tenure::runtime::Clock;
-use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, StoreExt, Ttl};
+use tenure::runtime::{Clock, Runtime};
+use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, StoreExt, StoreUrl, Ttl};
 
 mod common;
 
@@ -22,9 +21,38 @@ const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "TENURE_WORKER_URL";
 
 fn client(url: &str) -> Client {
-    Client::builder(Etcd2::new(url).unwrap())
-        .ttl(Ttl::new(TTL).unwrap())
-        .build()
+    let url = StoreUrl::parse(url).unwrap();
+    let store = url.store(&Runtime::default()).unwrap();
+    Client::builder(store).ttl(Ttl::new(TTL).unwrap()).build()
+}
+
+/// Each check on both of etcd's APIs, given as the scheme of the store's URL.
+macro_rules! on_both {
+    ($($check:ident,)*) => {
+        mod v2 {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $check() {
+                super::$check("etcd2").await;
+            })*
+        }
+        mod v3 {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $check() {
+                super::$check("etcd").await;
+            })*
+        }
+    };
+}
+
+on_both!(
+    a_stopped_holder_knows_that_it_lost_before_it_does_anything_else,
+    a_killed_holder_is_followed_within_its_ttl_and_leaves_nothing,
+    a_server_that_restarts_within_the_ttl_loses_no_lock_and_no_place_in_line,
+    when_the_server_stays_away_all_learn_it_in_time_and_nobody_hangs,
+);
+
+fn url(scheme: &str, server: &Etcd) -> String {
+    format!("{scheme}://127.0.0.1:{}", server.client_port())
 }
 
 async fn acquire(client: &Client) -> LockGuard {
@@ -153,11 +181,10 @@ impl Drop for Worker {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_holder_knows_that_it_lost_before_it_does_anything_else() {
+async fn a_stopped_holder_knows_that_it_lost_before_it_does_anything_else(scheme: &str) {
     let server = Etcd::start();
-    let next = client(&server.url());
-    let mut worker = Worker::start(&server.url());
+    let next = client(&url(scheme, &server));
+    let mut worker = Worker::start(&url(scheme, &server));
     let token = worker.hear_that_it("holds");
     worker.hear_that_it("acts");
     worker.signal("-STOP");
@@ -193,11 +220,10 @@ async fn a_stopped_holder_knows_that_it_lost_before_it_does_anything_else() {
     guard.release().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_holder_is_followed_within_its_ttl_and_leaves_nothing() {
+async fn a_killed_holder_is_followed_within_its_ttl_and_leaves_nothing(scheme: &str) {
     let server = Etcd::start();
-    let next = client(&server.url());
-    let mut worker = Worker::start(&server.url());
+    let next = client(&url(scheme, &server));
+    let mut worker = Worker::start(&url(scheme, &server));
     let token = worker.hear_that_it("holds");
     worker.hear_that_it("acts");
     worker.signal("-KILL");
@@ -210,10 +236,9 @@ async fn a_killed_holder_is_followed_within_its_ttl_and_leaves_nothing() {
     assert_eq!(line_length(&next).await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_restarts_within_the_ttl_loses_no_lock_and_no_place_in_line() {
+async fn a_server_that_restarts_within_the_ttl_loses_no_lock_and_no_place_in_line(scheme: &str) {
     let mut server = Etcd::start();
-    let (a, b) = (client(&server.url()), client(&server.url()));
+    let (a, b) = (client(&url(scheme, &server)), client(&url(scheme, &server)));
     let guard = acquire(&a).await;
     let waiter = tokio::spawn({
         let b = b.clone();
@@ -243,10 +268,9 @@ async fn a_server_that_restarts_within_the_ttl_loses_no_lock_and_no_place_in_lin
     assert_eq!(line_length(&a).await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_server_stays_away_all_learn_it_in_time_and_nobody_hangs() {
+async fn when_the_server_stays_away_all_learn_it_in_time_and_nobody_hangs(scheme: &str) {
     let mut server = Etcd::start();
-    let (a, b) = (client(&server.url()), client(&server.url()));
+    let (a, b) = (client(&url(scheme, &server)), client(&url(scheme, &server)));
     let guard = acquire(&a).await;
     let waiter = tokio::spawn({
         let lock = b.lock("a");

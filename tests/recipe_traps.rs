@@ -64,7 +64,10 @@ impl Drop for Open {
 #[async_trait::async_trait]
 impl Store for Rigged {
     fn about(&self) -> About {
-        self.inner.about()
+        // Watches have their price here.
+        let mut about = self.inner.about();
+        about.ranks = false;
+        about
     }
     async fn get(&self, get: Get) -> Result<View, Error> {
         self.gets.fetch_add(1, Ordering::SeqCst);

@@ -12,7 +12,8 @@
 //! The ticket's number is the **fencing token**: it rises from holder to holder.
 //!
 //! On the embedded store and on etcd v2 this is python-etcd's line (`/_locks/N/<20 digits>`, a
-//! unique value, ordered by name), so both can stand in it.
+//! unique value, ordered by name), so both can stand in it. On etcd v3 it is the line of Go's
+//! `concurrency.Mutex` and of `etcdctl lock /_locks/N` (`/_locks/N/<lease>…`, ordered by creation).
 //!
 //! # What is guaranteed
 //! * At most one guard is [held](super::guard::Hold::is_held) at a time, as long as this machine's clock
@@ -25,8 +26,8 @@
 //! * Dropping a guard, or an acquire at any await, leaves no ticket, at the latest when its
 //!   TTL ends; releasing never frees a successor's lock.
 //!
-//!   What stays is the empty directory `/_locks/N`, one for each name ever used: do not make
-//!   names from unbounded ids, or delete empty directories now and then.
+//!   What stays, but for etcd v3, is the empty directory `/_locks/N`, one for each name ever used:
+//!   do not make names from unbounded ids, or delete empty directories now and then.
 //!
 //! # What is not guaranteed
 //! A lock cannot stop a process that believes, for a moment too long, that it holds: paused just
@@ -36,17 +37,24 @@
 //! where the resource begins ([Kleppmann 2016], [Jepsen: etcd 3.4.3]).
 //!
 //! # Cost
-//! | | writes | requests on etcd v2 | on the embedded store |
+//! | | writes | requests on etcd v2 | on etcd v3 and the embedded store |
 //! |---|---|---|---|
 //! | acquire, free | 1 | 2 | 1 |
-//! | acquire, contended | 1 | 4; behind another of this process hardly more than 1 | 1 |
+//! | acquire, contended | 1 | 4; behind another of this process hardly more than 1 | 1, and 1 or 2 when the line is first followed |
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
-//! | held longer than 250 ms, or waiting, each TTL/2 | 0 | 1 | 1 |
+//! | waiting, each TTL/2; on etcd v2 also held longer than 250 ms | 0 | 1 | 1 |
+//! | held longer than 250 ms | 0 | 1 | 1 or 2 |
 //! | the first time for a session, after 250 ms: [who it is](crate::Client::who) | 1 | 1 | 1 |
 //!
-//! A lock held longer than 250 ms has its own key watched: one idle connection on etcd v2, for
-//! up to 64 locks of a client; beyond that a deletion by force is noticed at the next renewal.
+//! A line in which this process waits for another is followed as a whole on etcd v3: its deletions
+//! are told on the one stream that all watches share, so a handoff reads nothing. Who comes back
+//! within a second finds it followed still.
+//!
+//! A lock held longer than 250 ms has its own key watched. On etcd v3 that is a watch on the shared
+//! stream, for however many locks (10,000 held locks: one keep-alive each TTL/3 and nothing else);
+//! on etcd v2 one idle connection each, for up to 64 locks of a client; beyond that a deletion by
+//! force is noticed at the next renewal.
 //!
 //! [Kleppmann 2016]: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 //! [Jepsen: etcd 3.4.3]: https://jepsen.io/analyses/etcd-3.4.3

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind};
 use crate::key::{Index, Key};
@@ -53,7 +53,9 @@ pub(crate) struct Term {
     key: Key,
     content: Mutex<Content>,
     clock: Clock,
-    standing: watch::Sender<Standing>,
+    /// No `watch` channel: it takes ten times as much room, and thousands may be held.
+    standing: Mutex<Standing>,
+    changed: Notify,
 }
 
 /// What a key has, as far as answers tell.
@@ -93,7 +95,7 @@ impl Term {
         clock: Clock,
         deadline: Instant,
     ) -> Self {
-        let standing = watch::Sender::new(Standing::Held {
+        let standing = Mutex::new(Standing::Held {
             deadline,
             suspect: false,
         });
@@ -102,6 +104,7 @@ impl Term {
             content: Mutex::new(content.into()),
             clock,
             standing,
+            changed: Notify::new(),
         }
     }
 
@@ -156,17 +159,16 @@ impl Term {
 
     /// Returns the deadline once it is later than `known`; `None` once it is lost.
     pub(crate) async fn extended(&self, known: Instant) -> Option<Instant> {
-        let mut changes = self.standing.subscribe();
         loop {
-            changes.mark_unchanged();
+            // Hears of what happens from here on.
+            let changed = self.changed.notified();
             let deadline = self.deadline()?;
             if deadline > known {
                 return Some(deadline);
             }
             tokio::select! {
                 biased;
-                // The sender is `self`: it cannot be gone.
-                _ = changes.changed() => {}
+                () = changed => {}
                 () = self.clock.sleep_until(deadline) => {}
             }
         }
@@ -177,17 +179,16 @@ impl Term {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub(crate) async fn lost(&self) -> Loss {
-        let mut changes = self.standing.subscribe();
         loop {
-            changes.mark_unchanged();
+            // Hears of what happens from here on.
+            let changed = self.changed.notified();
             let deadline = match self.standing() {
                 Standing::Lost(loss) => return loss,
                 Standing::Held { deadline, .. } => deadline,
             };
             tokio::select! {
                 biased;
-                // The sender is `self`: it cannot be gone.
-                _ = changes.changed() => {}
+                () = changed => {}
                 () = self.clock.sleep_until(deadline) => {}
             }
         }
@@ -252,27 +253,36 @@ impl Term {
     fn standing(&self) -> Standing {
         // The deadline may have passed without anybody having written it down.
         self.update(|_, _| {});
-        *self.standing.borrow()
+        *self.known()
+    }
+
+    /// As it was written down last.
+    fn known(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes a standing that is still held; first writes down a deadline that has passed.
     fn update(&self, change: impl FnOnce(&mut Standing, Instant)) {
         let now = self.clock.now();
         let mut lost = None;
-        self.standing.send_if_modified(|standing| {
+        let changed = {
+            let mut standing = self.known();
             let before = *standing;
             if let Standing::Held { deadline, .. } = before {
                 if now >= deadline {
                     *standing = Standing::Lost(Loss::Expired);
                 } else {
-                    change(standing, deadline);
+                    change(&mut standing, deadline);
                 }
             }
             if let (Standing::Held { .. }, Standing::Lost(loss)) = (before, *standing) {
                 lost = Some(loss);
             }
             before != *standing
-        });
+        };
+        if changed {
+            self.changed.notify_waiters();
+        }
         if let Some(loss) = lost {
             tracing::debug!(target: "tenure::session", key = %self.key, ?loss, "lost");
         }
@@ -283,7 +293,7 @@ impl fmt::Debug for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Term")
             .field("key", &self.key)
-            .field("standing", &*self.standing.borrow())
+            .field("standing", &*self.known())
             .finish()
     }
 }
