@@ -16,9 +16,10 @@ use super::driver::Driver;
 use super::stream::Run;
 use super::watch::Following;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Update, Updates, Watch};
+use crate::store::{Change, Event, Update, Updates, Watch};
 
-/// How many updates of one watch may wait to be read.
+/// How much of one watch may wait to be read: each update counts 1, and 1 more for each 4 KiB of its
+/// value. So it is 10,000 small updates or 40 MB.
 const MOST_QUEUED: usize = 10_000;
 
 /// The task of the watches, while there is one.
@@ -32,7 +33,7 @@ pub(super) struct Hub {
 #[derive(Debug)]
 struct Task {
     orders: mpsc::UnboundedSender<Order>,
-    /// The name of the next watch: etcd takes names from 1 on.
+    /// The number of the next watch.
     next: i64,
     _handle: AbortOnDropHandle<()>,
 }
@@ -54,13 +55,13 @@ pub(super) struct Seat {
 impl Seat {
     /// Whether too much waits to be read now.
     pub(super) fn tell(&self, updates: Vec<Update>) -> bool {
-        let number = updates.len();
-        let queued = self.queued.fetch_add(number, Ordering::AcqRel) + number;
+        let more: usize = updates.iter().map(weight).sum();
+        let queued = self.queued.fetch_add(more, Ordering::AcqRel) + more;
         for update in updates {
             // A reader that is gone has said so.
             let _ = self.updates.send(Told::Update(Ok(update)));
         }
-        number > 0 && queued > MOST_QUEUED
+        more > 0 && queued > MOST_QUEUED
     }
 
     /// The last word for now, until the reader says that it has read all.
@@ -70,8 +71,18 @@ impl Seat {
 
     /// The last word.
     pub(super) fn end(&self, error: Error) {
-        self.queued.fetch_add(1, Ordering::AcqRel);
         let _ = self.updates.send(Told::Update(Err(error)));
+    }
+}
+
+/// What an update counts for while it waits.
+fn weight(update: &Update) -> usize {
+    match update {
+        Update::Event(Event {
+            change: Change::Put(node),
+            ..
+        }) => 1 + node.value.len() / 4096,
+        _ => 1,
     }
 }
 
@@ -160,7 +171,8 @@ impl Reader {
         loop {
             match self.updates.recv().await {
                 Some(Told::Update(update)) => {
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    let less = update.as_ref().map_or(0, weight);
+                    self.queued.fetch_sub(less, Ordering::AcqRel);
                     return update;
                 }
                 Some(Told::Lagging) => {

@@ -20,7 +20,7 @@ use tonic_prost::ProstCodec;
 use super::auth::Auth;
 use super::error::{Judged, Next, judge};
 use super::link::{dressed, grpc};
-use super::proto::{Headed, Rpc};
+use super::proto::{Headed, ResponseHeader, Rpc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
@@ -387,6 +387,20 @@ impl Wire {
             Some(thread) => thread.spawn(task),
             None => tokio::spawn(task),
         })
+    }
+
+    /// Compares the cluster, and learns that the store has come to the revision named.
+    pub(super) fn learn(&self, header: &ResponseHeader) -> Result<()> {
+        self.check_cluster(header)?;
+        if let Some(index) = index(header.revision) {
+            self.seen.fetch_max(index.get(), Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// The latest index that an answer named.
+    pub(super) fn seen(&self) -> Option<Index> {
+        Index::new(self.seen.load(Ordering::Acquire))
     }
 
     /// What a stream, or one of its answers, may take.

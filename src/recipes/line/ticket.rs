@@ -345,9 +345,7 @@ impl Ticket {
                 .at(&node.key));
         };
         self.core.saw(node.created);
-        let term = self
-            .session
-            .attach(node.key.clone(), node.value.clone(), sent);
+        let term = self.session.attach(node.key.clone(), &node, sent);
         self.state = State::InLine(Seat {
             node,
             position,
