@@ -200,7 +200,13 @@ async fn a_user_who_is_missing_wrong_or_not_allowed() {
     ];
     says(&error, ErrorKind::Forbidden, &words);
     let error = client.lock("a").acquire().await.unwrap_err();
-    let words = ["/_locks/a", &*etcd.url(), "\"team\"", "grant"];
+    let words = [
+        "/_locks/a",
+        &*etcd.url(),
+        "\"team\"",
+        "below /_cancelled",
+        "grant",
+    ];
     says(&error, ErrorKind::Forbidden, &words);
 }
 

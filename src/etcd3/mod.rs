@@ -99,7 +99,7 @@ pub use builder::Builder;
 pub use cluster::{Health, Member, ServerStatus, Status};
 use driver::Driver;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
 use crate::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Freshness, Get, Grant, Granted,
@@ -140,11 +140,21 @@ impl Etcd3 {
     pub async fn probe(&self) -> Result<()> {
         let get = Get::node(Key::new("/_tenure/probe")?).fresh(Freshness::Any);
         match self.0.get(&get).await {
-            Err(error) if error.kind() != crate::ErrorKind::Forbidden => {
-                Err(error.during("connect"))
-            }
+            Err(error) if error.kind() != ErrorKind::Forbidden => Err(error.during("connect")),
             _ => Ok(()),
         }
+    }
+
+    /// Says of a refusal that it may be about the marks, which go with the key and lie elsewhere.
+    fn about_marks(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Forbidden {
+            return error;
+        }
+        let note = format!(
+            "they must also allow to read and write below {}",
+            self.0.marks
+        );
+        error.into_kind(ErrorKind::Forbidden, &note)
     }
 
     /// What errors and traces call this store: `etcd3 http://h1:2379,…`.
@@ -182,13 +192,13 @@ impl Store for Etcd3 {
 
     async fn append(&self, append: Append) -> Result<Appended> {
         let outcome = self.0.append(&append).await;
-        outcome.map_err(|it| it.during("append").at(&append.dir))
+        outcome.map_err(|it| self.about_marks(it).during("append").at(&append.dir))
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
         withdraw.check(self.name())?;
         let outcome = self.0.withdraw(&withdraw).await;
-        outcome.map_err(|it| it.during("withdraw").at(&withdraw.dir))
+        outcome.map_err(|it| self.about_marks(it).during("withdraw").at(&withdraw.dir))
     }
 
     async fn delete(&self, delete: Delete) -> Result<Deleted> {

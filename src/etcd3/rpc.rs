@@ -20,7 +20,7 @@ use tonic_prost::ProstCodec;
 use super::auth::Auth;
 use super::error::{Judged, Next, judge};
 use super::link::{dressed, grpc};
-use super::proto::{Headed, Rpc};
+use super::proto::{Headed, ResponseHeader, Rpc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
@@ -389,9 +389,8 @@ impl Wire {
         })
     }
 
-    /// Checks that it is the cluster of all answers, and learns that it has come to the revision
-    /// named.
-    pub(super) fn learn(&self, header: &super::proto::ResponseHeader) -> Result<()> {
+    /// Compares the cluster, and learns that the store has come to the revision named.
+    pub(super) fn learn(&self, header: &ResponseHeader) -> Result<()> {
         self.check_cluster(header)?;
         if let Some(index) = index(header.revision) {
             self.seen.fetch_max(index.get(), Ordering::AcqRel);
