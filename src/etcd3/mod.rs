@@ -118,6 +118,7 @@ impl Store for Etcd3 {
             .with_commits()
             .with_cancels()
             .without_directories()
+            .with_verbatim_keys()
     }
 
     async fn get(&self, get: Get) -> Result<View> {
