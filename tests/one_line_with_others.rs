@@ -17,6 +17,7 @@ mod referee;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -87,8 +88,9 @@ impl Part {
         }
     }
 
+    /// Also when something is wrong: what is wrong would be waited for in vain.
     fn is_over(&self) -> bool {
-        now() >= self.end
+        now() >= self.end || !self.referee.wrong().is_empty()
     }
 
     fn lock(&self, client: &Client) -> Lock {
@@ -242,40 +244,24 @@ impl Part {
                 _ => (self.go(&who, SHORT, AN_HOUR, AN_HOUR), true),
             };
             command.stdout(Stdio::null()).stderr(Stdio::null());
-            let mut child = command.spawn().unwrap();
+            let mut mortal = Mortal(command.spawn().unwrap());
             let (waiting, begun) = (killed % 2 == 1, now());
             until("a mortal's turn", || {
-                // What is wrong would be waited for in vain.
-                assert_eq!(
-                    self.referee.wrong(),
-                    Vec::<String>::new(),
-                    "{}",
-                    self.theirs
-                );
-                let ended = child.try_wait().unwrap();
-                assert_eq!(
-                    ended,
-                    None,
-                    "{who} in {}: {:?}",
-                    self.theirs,
-                    self.referee.line()
-                );
+                let ended = mortal.0.try_wait().unwrap();
+                let wrong = self.referee.wrong();
+                assert_eq!(ended, None, "{who} in {}: {wrong:?}", self.theirs);
                 let waited = waiting && now().since(begun) > Duration::from_millis(300);
-                waited || self.referee.inside().as_deref() == Some(&who)
+                waited || !wrong.is_empty() || self.referee.inside().as_deref() == Some(&who)
             });
-            if with_child {
-                // With what runs under it, which etcdctl would leave behind.
-                let group = format!("-{}", child.id());
-                let kill = Command::new("kill").args(["-KILL", "--", &group]).status();
-                assert!(kill.unwrap().success());
-            } else {
+            if !with_child {
                 // tenure's guardian sees to the rest.
-                child.kill().unwrap();
+                mortal.0.kill().unwrap();
+                mortal.0.wait().unwrap();
             }
-            child.wait().unwrap();
+            drop(mortal);
             killed += 1;
             // Meanwhile the others have the line to themselves.
-            thread::sleep(Duration::from_secs(2));
+            thread::sleep(Duration::from_secs(6));
         }
         killed
     }
@@ -283,17 +269,27 @@ impl Part {
     /// All at once, until the time is over.
     fn run(&self) {
         let observers = (self.kind == Kind::Election).then(|| Observers::of(self));
-        let killed = thread::scope(|scope| {
-            scope.spawn(|| self.go_all_the_time());
-            scope.spawn(|| self.in_a_loop(|| self.tenure("tenure", 30, HOLD)));
-            scope.spawn(|| match self.kind {
-                Kind::Lock => self.in_a_loop(|| self.etcdctl_lock("etcdctl", 30, HOLD)),
-                Kind::Election => self.etcdctl_elect(),
-            });
-            scope.spawn(|| self.ours("here"));
-            scope.spawn(|| self.ours("there"));
-            scope.spawn(|| self.mortals()).join().unwrap()
-        });
+        let lanes = || {
+            thread::scope(|scope| {
+                scope.spawn(|| self.go_all_the_time());
+                scope.spawn(|| self.in_a_loop(|| self.tenure("tenure", 30, HOLD)));
+                scope.spawn(|| match self.kind {
+                    Kind::Lock => self.in_a_loop(|| self.etcdctl_lock("etcdctl", 30, HOLD)),
+                    Kind::Election => self.etcdctl_elect(),
+                });
+                scope.spawn(|| self.ours("here"));
+                scope.spawn(|| self.ours("there"));
+                scope.spawn(|| self.mortals()).join().unwrap()
+            })
+        };
+        let killed = catch_unwind(AssertUnwindSafe(lanes));
+        assert_eq!(
+            self.referee.wrong(),
+            Vec::<String>::new(),
+            "{}",
+            self.theirs
+        );
+        let killed = killed.unwrap();
         let turns = self.referee.turns();
         let (mortals, others): (BTreeMap<_, _>, BTreeMap<_, _>) = { turns }
             .into_iter()
@@ -303,12 +299,6 @@ impl Part {
         until("the killed are gone", || self.referee.died() == died);
         println!(
             "{}: turns {others:?}, {killed} killed, {died} of them as holders",
-            self.theirs
-        );
-        assert_eq!(
-            self.referee.wrong(),
-            Vec::<String>::new(),
-            "{}",
             self.theirs
         );
         for who in ["go", "tenure", "etcdctl", "here", "there"] {
@@ -323,6 +313,20 @@ impl Part {
             observers.agree(self);
         }
         until("nothing left", || self.referee.line().is_empty());
+    }
+}
+
+/// A program that is killed when this is dropped, with what runs under it, which etcdctl would leave
+/// behind.
+struct Mortal(Child);
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let group = format!("-{}", self.0.id());
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+            let _ = self.0.wait();
+        }
     }
 }
 

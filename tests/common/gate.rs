@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -20,6 +21,8 @@ pub enum Pass {
     Answers,
     /// Nothing; connections stay.
     Nothing,
+    /// Everything, so much later in each direction.
+    Late(Duration),
 }
 
 /// A gate on a loopback port. Dropping it closes the port and all connections.
@@ -100,10 +103,14 @@ async fn copy(
 ) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(number) = from.read(&mut bytes).await {
-        let open = pass
-            .wait_for(|it| *it == Pass::All || *it == own)
-            .await
-            .is_ok();
+        let passes = |it: &Pass| matches!(it, Pass::All | Pass::Late(_)) || *it == own;
+        let open = match pass.wait_for(passes).await.map(|it| *it) {
+            Ok(Pass::Late(late)) => {
+                tokio::time::sleep(late).await;
+                true
+            }
+            outcome => outcome.is_ok(),
+        };
         if number == 0 || !open || to.write_all(&bytes[..number]).await.is_err() {
             return;
         }
