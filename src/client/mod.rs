@@ -141,12 +141,20 @@ impl Client {
     }
 
     /// The lock whose tickets lie directly below this key, whatever made the key: for sharing a
-    /// line with other programs. python-etcd's `Lock(client, name)` uses `/_locks/<name>`.
+    /// line with other programs.
     ///
-    /// python-etcd renews with a plain `set`, which can bring an expired ticket back: with such
-    /// contenders exclusion rests on the fencing token alone.
+    /// On etcd v3 that is the line of Go's `concurrency.NewMutex(session, key)` and of `etcdctl lock
+    /// KEY`; the key may be any text that those accept, such as `my/app/lock` or `/my-lock/` (but
+    /// not below a prefix in the store's URL). They take **everything** below `key/` for an owner:
+    /// a line at `a/b` blocks them, not us, at `a`, and a mutex and an election of one key block
+    /// each other. `etcdctl lock` lets its command run on when the lock is lost, and ends with 0.
+    ///
+    /// On etcd v2 python-etcd's `Lock(client, name)` uses `/_locks/<name>`. It renews with a plain
+    /// `set`, which can bring an expired ticket back: with such contenders exclusion rests on the
+    /// fencing token alone.
     pub fn raw_lock(&self, key: impl AsRef<str>) -> Lock {
-        Lock::new(self.core.clone(), Key::new(key), self.core.ttl)
+        let dir = self.core.raw_line(key.as_ref());
+        Lock::new(self.core.clone(), dir, self.core.ttl)
     }
 
     /// All locks of these names at once: see [`multi_lock`](crate::recipes::multi_lock). A bad name,
@@ -163,9 +171,12 @@ impl Client {
         Election::new(self.core.clone(), dir, self.core.ttl)
     }
 
-    /// The election whose candidates lie directly below this key, whatever made the key.
+    /// The election whose candidates lie directly below this key, whatever made the key: on etcd v3
+    /// that of Go's `concurrency.NewElection(session, key)` and of `etcdctl elect KEY`. What
+    /// [`raw_lock`](Self::raw_lock) says about keys holds here too.
     pub fn raw_election(&self, key: impl AsRef<str>) -> Election {
-        Election::new(self.core.clone(), Key::new(key), self.core.ttl)
+        let dir = self.core.raw_line(key.as_ref());
+        Election::new(self.core.clone(), dir, self.core.ttl)
     }
 
     /// The lock of this name to be taken and given back by hand, as python-etcd has it: one object

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, LeaseId, Tag, Ttl};
+use crate::key::{Index, Key, LeaseId, Tag, Ttl};
 use crate::recipes::cache::Feeds;
 use crate::recipes::line::Lines;
 use crate::runtime::{Runtime, Tasks};
@@ -102,6 +102,23 @@ impl Core {
     /// A worker that a shutdown waits for, until this is dropped.
     pub(crate) fn working(&self) -> TaskTrackerToken {
         self.workers.token()
+    }
+
+    /// The key of a line that other programs share, as they wrote it.
+    pub(super) fn raw_line(&self, text: &str) -> Result<Key> {
+        let plain = Key::new(text);
+        if !self.store.about().verbatim {
+            return plain;
+        }
+        match plain {
+            Ok(root) if root.is_root() => {
+                let text = "the root is no line: to other programs the line of this name lies \
+                            at `//`, and everything else lies in it";
+                Err(Error::new(ErrorKind::InvalidKey, text))
+            }
+            Ok(plain) => Ok(plain),
+            Err(_) => Key::verbatim(text),
+        }
     }
 
     /// A tag that nothing else has, of what hangs on no session. They rise.

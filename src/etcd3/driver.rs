@@ -60,11 +60,23 @@ pub(super) fn after(prefix: &str) -> Bytes {
     bytes.into()
 }
 
-/// A stored pair as a node; `None` where its key breaks the rules of keys.
-pub(super) fn node(kv: &KeyValue) -> Option<Node> {
-    let key = Key::new(std::str::from_utf8(&kv.key).ok()?).ok()?;
+/// A stored pair as a node of what is seen under `top`; `None` where its key is none there.
+pub(super) fn node(top: &Key, kv: &KeyValue) -> Option<Node> {
+    let key = named(top, &kv.key)?;
     let (created, modified) = (index(kv.create_revision)?, index(kv.mod_revision)?);
     Some(Node::file(key, kv.value.clone(), created, modified).with_lease(lease(kv)))
+}
+
+/// The key that these bytes are under `top`: other programs' names that break the rules of keys are
+/// shown only to whoever asks by such a name.
+pub(super) fn named(top: &Key, bytes: &[u8]) -> Option<Key> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let key = if top.is_plain() {
+        Key::new(text)
+    } else {
+        Key::verbatim(text)
+    };
+    key.ok()
 }
 
 /// The lease that a pair hangs on. Those of other programs can be negative: no [`LeaseId`].
@@ -112,12 +124,18 @@ mod tests {
             value: Bytes::from_static(b"\xff"),
             lease,
         };
-        let found = node(&kv(b"/a", 7)).unwrap();
+        let root = Key::root();
+        let found = node(&root, &kv(b"/a", 7)).unwrap();
         assert_eq!((found.created.get(), found.modified.get()), (2, 3));
         assert_eq!(found.lease, LeaseId::new(7));
-        assert_eq!(node(&kv(b"/a", -7)).unwrap().lease, None);
+        assert_eq!(node(&root, &kv(b"/a", -7)).unwrap().lease, None);
         for key in [&b"/a//b"[..], b"a", b"/\xff", b"", b"/a/"] {
-            assert_eq!(node(&kv(key, 0)), None);
+            assert_eq!(node(&root, &kv(key, 0)), None);
+        }
+        let theirs = Key::verbatim("a").unwrap();
+        assert_eq!(node(&theirs, &kv(b"a//b", 0)).unwrap().key.as_str(), "a//b");
+        for key in [&b"a/\xff"[..], b"a/\n", b""] {
+            assert_eq!(node(&theirs, &kv(key, 0)), None);
         }
     }
 }

@@ -274,7 +274,7 @@ fn before(dir: &Key, range: &RangeResponse) -> Option<Vec<Node>> {
         return None;
     }
     let place = |node: &Node| Layout::Leased.position(dir, &node.key, node.created);
-    let nodes = range.kvs.iter().filter_map(node);
+    let nodes = range.kvs.iter().filter_map(|it| node(dir, it));
     let mut tickets: Vec<Node> = nodes.filter(|node| place(node).is_some()).collect();
     tickets.sort_by_cached_key(place);
     Some(tickets)

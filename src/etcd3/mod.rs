@@ -178,6 +178,7 @@ impl Store for Etcd3 {
             .with_cancels()
             .with_ranks()
             .without_directories()
+            .with_verbatim_keys()
     }
 
     async fn get(&self, get: Get) -> Result<View> {

@@ -71,7 +71,7 @@ impl Driver {
         };
         let found = found.as_ref().and_then(|kv| {
             if reply.body.succeeded {
-                node(kv)
+                node(&get.key, kv)
             } else {
                 directory(&get.key, kv)
             }
@@ -87,7 +87,7 @@ impl Driver {
             ..RangeRequest::default()
         };
         let reply = self.fresh(get.freshness, deadline, ask).await?;
-        let found = reply.body.kvs.first().and_then(node);
+        let found = reply.body.kvs.first().and_then(|it| node(&get.key, it));
         Ok(View::new(reply.index, Vec::from_iter(found)))
     }
 
@@ -279,7 +279,7 @@ impl<'a> Walk<'a> {
 
     /// What a pair adds, and where the walk goes on; `None` for a key that breaks the rules.
     fn step(&mut self, kv: &KeyValue) -> Option<(Option<Node>, Bytes)> {
-        let node = node(kv)?;
+        let node = node(&self.get.key, kv)?;
         if node.key == self.get.key {
             return Some((Some(node), behind(&kv.key)));
         }

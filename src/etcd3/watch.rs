@@ -34,7 +34,7 @@
 
 use bytes::Bytes;
 
-use super::driver::{bytes, node, prefix_end};
+use super::driver::{bytes, named, node, prefix_end};
 use super::error::{Next, judge};
 use super::proto::{KeyValue, WatchCreateRequest, WatchEvent, WatchResponse};
 use super::rpc::index;
@@ -280,8 +280,8 @@ impl Following {
 
     /// A change that was asked for; `None` for others, and for a key that this crate cannot name.
     fn event(&self, kind: i32, kv: &KeyValue, at: Index) -> Option<Event> {
-        let key = Key::new(std::str::from_utf8(&kv.key).ok()?).ok()?;
         let top = &self.watch.key;
+        let key = named(top, &kv.key)?;
         let wanted = match self.watch.scope {
             Scope::Node => key == *top,
             Scope::Tree => key.is_within(top) && !key.is_hidden_below(top),
@@ -294,7 +294,7 @@ impl Following {
         } else if self.watch.filter == Filter::Deletes {
             return None;
         } else {
-            Change::Put(node(kv)?)
+            Change::Put(node(top, kv)?)
         };
         Some(Event::new(at, key, change))
     }

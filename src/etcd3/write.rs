@@ -65,7 +65,7 @@ impl Driver {
         let index = reply.index;
         let mut answers = reply.take();
         match (answers.next(), answers.next()) {
-            (Some(Response::Delete(answer)), _) => Ok(Deleted::new(index, previous(&answer))),
+            (Some(Response::Delete(answer)), _) => Ok(Deleted::new(index, previous(key, &answer))),
             (Some(Response::Range(here)), Some(Response::Range(below))) => {
                 let error = match (first(here), first(below)) {
                     (None, Some(_)) => {
@@ -104,7 +104,7 @@ impl Driver {
         if here.deleted + below.deleted == 0 {
             return Err(refusal(&Condition::Present, None).seen_at(reply.index));
         }
-        Ok(Deleted::new(reply.index, previous(&here)))
+        Ok(Deleted::new(reply.index, previous(&delete.key, &here)))
     }
 
     pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed> {
@@ -230,14 +230,14 @@ fn requests(operation: &Operation, lease: Option<LeaseId>) -> Vec<Request> {
 
 /// The node that a put at this index made, and what was there before.
 fn written(put: &Put, lease: Option<LeaseId>, index: Index, before: Option<&KeyValue>) -> Written {
-    let previous = before.and_then(node);
+    let previous = before.and_then(|kv| node(&put.key, kv));
     let created = previous.as_ref().map_or(index, |it| it.created);
     let node = Node::file(put.key.clone(), put.value.clone(), created, index);
     Written::new(node.with_lease(lease), previous)
 }
 
-fn previous(answer: &DeleteRangeResponse) -> Option<Node> {
-    answer.prev_kvs.first().and_then(node)
+fn previous(key: &Key, answer: &DeleteRangeResponse) -> Option<Node> {
+    answer.prev_kvs.first().and_then(|kv| node(key, kv))
 }
 
 /// All conditions of a commit, in their order.

@@ -22,6 +22,9 @@ use crate::error::{Error, ErrorKind};
 /// the whole is at most [`Key::MAX_LEN`] bytes. A segment that starts with `_` is *hidden*:
 /// listings and tree watches above it skip it; reading it by its own key works.
 ///
+/// Other programs name keys on etcd v3 as they like, `my/app/lock` for one. The keys of their lines
+/// ([`Client::raw_lock`](crate::Client::raw_lock)) are the only ones that break these rules.
+///
 /// Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
@@ -45,18 +48,42 @@ impl Key {
         let Some(path) = text.strip_prefix('/') else {
             return Err(invalid_key(text, "a key begins with `/`"));
         };
-        if text.len() > Self::MAX_LEN {
-            let reason = format!(
-                "a key has at most {} bytes, this one {}",
-                Self::MAX_LEN,
-                text.len()
-            );
-            return Err(invalid_key(text, reason));
-        }
+        check_length(text)?;
         path.split('/')
             .try_for_each(check_segment)
             .map_err(|reason| invalid_key(text, reason))?;
         Ok(Self(text.into()))
+    }
+
+    /// The key of another program, exactly as that wrote it: `my/app/lock` without a `/` in front,
+    /// `/my-lock/` with one behind. Text that keeps the rules of keys is the same key as
+    /// [`Key::new`] makes of it.
+    ///
+    /// Only for stores that have such keys ([`About::verbatim`](crate::store::About::verbatim)).
+    /// There they are reached by their own text alone: what is read or watched under a key that
+    /// keeps the rules holds only keys that keep them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidKey`] when the text is empty, longer than [`Key::MAX_LEN`] bytes or holds
+    /// a control character.
+    pub(crate) fn verbatim(text: impl AsRef<str>) -> Result<Self, Error> {
+        let text = text.as_ref();
+        if text.is_empty() {
+            return Err(invalid_key(text, "a key is not empty"));
+        }
+        check_length(text)?;
+        if text.chars().any(char::is_control) {
+            return Err(invalid_key(text, NO_CONTROL));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Whether this key keeps the rules. The line of another program, and what lies in it, need
+    /// not: see [`About::verbatim`](crate::store::About::verbatim).
+    pub fn is_plain(&self) -> bool {
+        self.is_root()
+            || (self.0.strip_prefix('/'))
+                .is_some_and(|path| path.split('/').all(|it| check_segment(it).is_ok()))
     }
 
     /// The key above all others, `/`.
@@ -72,11 +99,14 @@ impl Key {
         if segment.contains('/') {
             return Err(invalid_key(segment, "a segment holds no `/`"));
         }
-        if self.is_root() {
-            Self::new(format!("/{segment}"))
+        check_segment(segment).map_err(|reason| invalid_key(segment, reason))?;
+        let text = if self.is_root() {
+            format!("/{segment}")
         } else {
-            Self::new(format!("{self}/{segment}"))
-        }
+            format!("{self}/{segment}")
+        };
+        check_length(&text)?;
+        Ok(Self(text.into()))
     }
 
     /// This key as text.
@@ -94,14 +124,14 @@ impl Key {
         self.0.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The key one level up; `None` for the root.
+    /// The key one level up; `None` for the root, and for a verbatim key without `/`.
     pub fn parent(&self) -> Option<Self> {
         if self.is_root() {
             return None;
         }
-        match self.0.rfind('/') {
-            Some(0) | None => Some(Self::root()),
-            Some(at) => self.0.get(..at).map(|text| Self(text.into())),
+        match self.0.rfind('/')? {
+            0 => Some(Self::root()),
+            at => self.0.get(..at).map(|text| Self(text.into())),
         }
     }
 
@@ -141,20 +171,29 @@ pub(crate) fn is_hidden(below: &str) -> bool {
     below.split('/').any(|segment| segment.starts_with('_'))
 }
 
+const NO_CONTROL: &str = "a key holds no control characters";
+
+fn check_length(text: &str) -> Result<(), Error> {
+    if text.len() <= Key::MAX_LEN {
+        return Ok(());
+    }
+    let (most, len) = (Key::MAX_LEN, text.len());
+    let reason = format!("a key has at most {most} bytes, this one {len}");
+    Err(invalid_key(text, reason))
+}
+
 fn check_segment(segment: &str) -> Result<(), &'static str> {
     match segment {
         "" => Err("no segment of a key is empty (`//`, or a `/` at the end)"),
         "." | ".." => Err("no segment of a key is `.` or `..`"),
-        _ if segment.chars().any(char::is_control) => Err("a key holds no control characters"),
+        _ if segment.chars().any(char::is_control) => Err(NO_CONTROL),
         _ => Ok(()),
     }
 }
 
-fn invalid_key(text: &str, reason: impl fmt::Display) -> Error {
-    Error::new(
-        ErrorKind::InvalidKey,
-        format!("{:?}: {reason}", shorten(text)),
-    )
+fn invalid_key(text: impl AsRef<str>, reason: impl fmt::Display) -> Error {
+    let text = shorten(text.as_ref());
+    Error::new(ErrorKind::InvalidKey, format!("{text:?}: {reason}"))
 }
 
 /// At most the first 64 characters, so that an error about a long text stays readable.
@@ -298,6 +337,36 @@ mod tests {
     fn odd_but_good_keys_are_kept_as_they_are() {
         for text in ["/", "/a?b#c%41", "/...", "/ä ö/+&=;:@", "/日本/x"] {
             assert_eq!(key(text).as_str(), text);
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_program_is_kept_as_it_is() {
+        let verbatim = |text: &str| Key::verbatim(text).unwrap();
+        for (dir, ticket) in [
+            ("my/app/lock", "my/app/lock/7f-1"),
+            ("/my-lock/", "/my-lock//7f-1"),
+            ("/a/../b", "/a/../b/7f-1"),
+            ("/a//b", "/a//b/7f-1"),
+            ("lock", "lock/7f-1"),
+        ] {
+            let dir = verbatim(dir);
+            assert!(!dir.is_plain(), "{dir}");
+            let key = dir.join("7f-1").unwrap();
+            assert_eq!(key.as_str(), ticket);
+            assert!(!key.is_plain(), "{key}");
+            assert_eq!(key.below(&dir), Some("7f-1"));
+            assert_eq!((key.parent(), key.name()), (Some(dir), "7f-1"));
+        }
+        assert_eq!(verbatim("/a/b"), key("/a/b"));
+        assert!(key("/").is_plain() && key("/a").is_plain());
+        assert_eq!(verbatim("my/lock").below(&Key::root()), None);
+        let parents = std::iter::successors(verbatim("my/app/lock").parent(), Key::parent);
+        let parents: Vec<_> = parents.map(|it| it.to_string()).collect();
+        assert_eq!(parents, ["my/app", "my"]);
+        for text in ["", "a\nb", &"x".repeat(Key::MAX_LEN + 1)] {
+            let error = Key::verbatim(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey, "{text:?}");
         }
     }
 

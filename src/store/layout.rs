@@ -18,7 +18,7 @@
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::key::{Index, Key, LeaseId, Position, Sequence, Tag};
+use crate::key::{Index, Key, LeaseId, Name, Position, Sequence, Tag};
 use crate::store::Node;
 
 /// How a store names the tickets of a line.
@@ -91,13 +91,15 @@ impl Layout {
     /// ticket, by us or by others that stand in the line.
     ///
     /// # Errors
-    /// `InvalidKey` when there is no room for a longer key.
+    /// `InvalidKey` when there is no room for a longer key; `InvalidName` when a name that
+    /// another program made up is longer than [`Name::MAX_LEN`].
     pub fn meta(self, dir: &Key) -> Result<Key> {
         match self {
             // Hidden from whoever lists the line.
             Self::Numbered => dir.join("_meta"),
             // Whatever lies below the line counts as an owner to Go's programs: so elsewhere.
-            Self::Leased => Key::new(format!("/_meta{dir}")),
+            Self::Leased if dir.is_plain() => Key::new(format!("/_meta{dir}")),
+            Self::Leased => Key::new("/_meta_raw")?.join(Name::new(dir)?.segment()),
         }
     }
 
@@ -197,6 +199,19 @@ mod tests {
         assert_eq!(ticket.position.sequence.get(), 5);
         assert!(layout.ticket(&dir, &node(&name, 9)).unwrap().position > ticket.position);
         assert_eq!(&layout.ticket_value(tag, b"body")[..], b"body");
+    }
+
+    #[test]
+    fn what_is_said_about_a_line_is_in_nobodys_line() {
+        let meta = |dir: &str| {
+            let meta = Layout::Leased.meta(&Key::verbatim(dir).unwrap()).unwrap();
+            meta.to_string()
+        };
+        assert_eq!(meta("/_locks/a"), "/_meta/_locks/a");
+        assert_eq!(meta("my/app/lock"), "/_meta_raw/my%2Fapp%2Flock");
+        assert_eq!(meta("/my-lock/"), "/_meta_raw/%2Fmy-lock%2F");
+        let numbered = Layout::Numbered.meta(&Key::new("/_locks/a").unwrap());
+        assert_eq!(numbered.unwrap().as_str(), "/_locks/a/_meta");
     }
 
     #[test]

@@ -162,6 +162,11 @@ pub struct About {
     pub directories: bool,
     /// Whether values must be UTF-8.
     pub text_only: bool,
+    /// Whether keys may be any text: no `/` in front, one behind, empty segments, `..`. Other
+    /// programs have lines under such keys, and a recipe that is told to join one hands the store
+    /// keys that are not [plain](crate::Key::is_plain). They are to be taken letter by letter; what
+    /// is read or watched under a plain key shows none of them.
+    pub verbatim: bool,
 }
 
 impl About {
@@ -175,7 +180,15 @@ impl About {
             ranks: false,
             directories: true,
             text_only: false,
+            verbatim: false,
         }
+    }
+
+    /// Says that keys may be [any text](Self::verbatim).
+    #[must_use]
+    pub fn with_verbatim_keys(mut self) -> Self {
+        self.verbatim = true;
+        self
     }
 
     /// Says that [`Store::commit`] works.

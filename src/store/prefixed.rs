@@ -39,6 +39,8 @@ impl<S: Store> Prefixed<S> {
         let mut about = store.about();
         if !prefix.is_root() {
             about.name = format!("{} under {prefix}", about.name).into();
+            // What has no `/` in front cannot lie below anything.
+            about.verbatim = false;
         }
         Self {
             store,

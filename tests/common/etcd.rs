@@ -1,11 +1,16 @@
-//! A real etcd for tests: one member, or three, with the v2 API on free loopback ports, gone when
-//! dropped.
+//! A real etcd for tests: one member, or three, on free loopback ports, gone when dropped.
+//!
+//! `TENURE_TEST_ETCD` names the binary; by default it is `etcd` from the path. From 3.6 on there is
+//! no v2 API: such a server starts without, for the tests of v3, and whoever talks v2 to it is told
+//! so. A file with tests of both keeps those of v2 where their path has `etcd2` in it, so that
+//! `scripts/test` can leave them out, which it says.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
@@ -33,7 +38,7 @@ pub struct Etcd {
 /// How a member is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether the v2 API is on. Default: yes.
+    /// Whether the v2 API is on, if this etcd has one. Default: yes.
     pub v2: bool,
     /// Election after 100 ms and heartbeats every 10 ms instead of etcd's own 1 s and 100 ms: ten
     /// times faster to start. Default: yes.
@@ -59,7 +64,7 @@ impl Default for Options {
 }
 
 impl Etcd {
-    /// Starts a member with the v2 API and waits until it is healthy.
+    /// Starts a member, with the v2 API if it has one, and waits until it is healthy.
     pub fn start() -> Self {
         Self::start_with(&Options::default())
     }
@@ -230,6 +235,11 @@ impl Etcd {
         headers: &str,
         body: &str,
     ) -> std::io::Result<(u16, String)> {
+        assert!(
+            !path.starts_with("/v2/") || has_v2(),
+            "this test needs etcd's v2 API, and {} has none: it went with 3.6",
+            binary()
+        );
         exchange(self.client, method, path, headers, body)
     }
 
@@ -275,7 +285,7 @@ impl Etcd {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
         let advertised = format!("http://127.0.0.1:{}", self.peer_gate);
         let mut listen = client.clone();
-        let mut command = Command::new("etcd");
+        let mut command = Command::new(binary());
         if let Some((certificate, key)) = &self.options.tls {
             listen = format!("{client},https://{}", self.tls_host());
             command.arg("--cert-file").arg(certificate);
@@ -294,14 +304,17 @@ impl Etcd {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        if self.options.v2 {
+        if self.options.v2 && has_v2() {
             command.arg("--enable-v2");
         }
         if self.options.quick {
             command.args(["--election-timeout", "100", "--heartbeat-interval", "10"]);
         }
         let child = command.spawn().unwrap_or_else(|error| {
-            panic!("no etcd here ({error}): run ./scripts/test, which fetches what the tests need")
+            panic!(
+                "no etcd here ({}: {error}): run ./scripts/test, which fetches what the tests need",
+                binary()
+            )
         });
         self.child = Some(child);
     }
@@ -374,6 +387,41 @@ pub struct Metrics {
     pub proposals: u64,
     /// Requests to the v2 API.
     pub http_requests: u64,
+}
+
+/// The binary that is tested with.
+pub fn binary() -> String {
+    let named = std::env::var("TENURE_TEST_ETCD").ok();
+    named
+        .filter(|it| !it.is_empty())
+        .unwrap_or_else(|| "etcd".to_owned())
+}
+
+/// Major and minor version of that binary.
+pub fn version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let output = Command::new(binary()).arg("--version").output();
+        let output = output.unwrap_or_else(|error| {
+            panic!(
+                "no etcd here ({}: {error}): run ./scripts/test, which fetches what the tests need",
+                binary()
+            )
+        });
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text
+            .lines()
+            .find_map(|it| it.strip_prefix("etcd Version: "));
+        let mut parts = version.unwrap_or_default().split('.');
+        let mut next = || parts.next()?.parse().ok();
+        let version = next().zip(next());
+        version.unwrap_or_else(|| panic!("{} says of its version: {text}", binary()))
+    })
+}
+
+/// Whether that binary has the v2 API.
+pub fn has_v2() -> bool {
+    version() < (3, 6)
 }
 
 /// Memory, where there is enough of it: what a slow disk does to etcd is not what these tests are

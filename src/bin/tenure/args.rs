@@ -100,6 +100,9 @@ pub(crate) enum Command {
 pub(crate) struct LeaderArgs {
     /// The election's name
     pub(crate) name: String,
+    /// Take the name for the key of a line as it is
+    #[arg(long)]
+    pub(crate) raw: bool,
     /// Goes on, and prints each change
     #[arg(long)]
     pub(crate) watch: bool,

@@ -80,7 +80,12 @@ pub(crate) async fn lock(client: &Client, args: &LockArgs, signals: &mut Signals
 
 /// Runs the command while leading; the exit code.
 pub(crate) async fn elect(client: &Client, args: &ElectArgs, signals: &mut Signals) -> u8 {
-    let election = client.election(&args.name).ttl(args.run.ttl);
+    let election = if args.raw {
+        client.raw_election(&args.name)
+    } else {
+        client.election(&args.name)
+    };
+    let election = election.ttl(args.run.ttl);
     let value = args.value.clone().unwrap_or_else(host);
     let wanted = Wanted::new(
         "election",

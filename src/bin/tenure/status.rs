@@ -29,7 +29,11 @@ pub(crate) async fn leader(
 }
 
 async fn tell_leader(client: &Client, args: &LeaderArgs, format: Format) -> Result<u8> {
-    let election = client.election(&args.name);
+    let election = if args.raw {
+        client.raw_election(&args.name)
+    } else {
+        client.election(&args.name)
+    };
     if !args.watch {
         let Some(leader) = election.leader().await? else {
             eprintln!("tenure: nobody leads {:?}", args.name);

@@ -41,6 +41,9 @@ pub(crate) struct LockArgs {
 pub(crate) struct ElectArgs {
     /// The election's name
     pub(crate) name: String,
+    /// Take the name for the key of a line as it is, to share it with other programs
+    #[arg(long)]
+    pub(crate) raw: bool,
     /// What others see of the leader, an address for example; default: the host's name
     #[arg(long, value_name = "TEXT")]
     pub(crate) value: Option<String>,
