@@ -117,11 +117,11 @@ async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_
     // The list reaches etcd, and its answer nobody. (A connection begins with what a server says.)
     client.store().node(&suite::at("a")).await.unwrap();
     gate.set(Pass::Requests);
-    let before = counted(&etcd, "started", "Range");
+    let before = etcd.calls("started", "Range");
     let cache = client.cache("/config").start().unwrap();
     let mut follower = Follower::new(&cache);
     eventually("the list is asked for", async || {
-        counted(&etcd, "started", "Range") > before
+        etcd.calls("started", "Range") > before
     })
     .await;
     assert_eq!(cache.state(), CacheState::Loading);
@@ -200,7 +200,7 @@ async fn rounds(store: &Etcd3, rounds: std::ops::Range<usize>, size: usize) -> I
     let mut last = Index::MIN;
     for round in rounds {
         let put = |at: usize| {
-            let value = format!("{round:width$}", width = size);
+            let value = format!("{round:size$}");
             Put::new(suite::at(&format!("k{at:03}")), value, Expiry::Never)
         };
         let commit = (0..KEYS).fold(Commit::new(), |it, at| it.put(put(at)));
@@ -209,23 +209,9 @@ async fn rounds(store: &Etcd3, rounds: std::ops::Range<usize>, size: usize) -> I
     last
 }
 
-/// What the server counts of this kind of call.
-fn counted(etcd: &Etcd, what: &str, method: &str) -> f64 {
-    let (_, body) = etcd.http("/metrics").unwrap();
-    let (name, method) = (
-        format!("grpc_server_{what}_total{{"),
-        format!("\"{method}\""),
-    );
-    let lines = body
-        .lines()
-        .filter(|it| it.starts_with(&name) && it.contains(&method));
-    let numbers = lines.map(|it| it.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
-    numbers.sum()
-}
-
 /// How many messages it has sent on its streams of watches.
 fn messages(etcd: &Etcd) -> f64 {
-    counted(etcd, "msg_sent", "Watch")
+    etcd.calls("msg_sent", "Watch")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

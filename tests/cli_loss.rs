@@ -11,11 +11,12 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cli::{
     Api, Directory, PATIENCE, Place, code, ended, etcdctl, lines, lock, now, signal, tickets,
 };
+use tenure::runtime::Clock;
 
 on_both! {
     a_command_is_dead_before_another_holds_when_its_holder_is_stopped,
@@ -180,7 +181,7 @@ fn safe_until(etcd: &Place, ticket: &str) -> u128 {
         let fields = etcdctl(etcd, &["get", ticket, "-w", "fields"]);
         let lease = format!("{:x}", field(&fields, "Lease"));
         let fields = etcdctl(etcd, &["lease", "timetolive", &lease, "-w", "fields"]);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Clock::boot().wall();
         // In whole seconds, cut off; the lease is revoked up to half a second late.
         return (now + Duration::from_secs(field(&fields, "TTL") + 1)).as_nanos();
     }

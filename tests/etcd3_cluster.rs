@@ -443,9 +443,9 @@ async fn whatever_happens_to_one_member_nothing_is_lost_and_all_goes_on() {
                 peers.heal();
             }
             _ => {
-                gate.lag(MS * 250);
+                gate.set(Pass::Late(MS * 250));
                 clock.sleep(outage).await;
-                gate.lag(Duration::ZERO);
+                gate.set(Pass::All);
             }
         }
         clock.sleep(MS * 1_000).await;

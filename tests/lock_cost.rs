@@ -279,7 +279,8 @@ mod v3 {
         // One read is the test's own.
         assert_eq!(cost.txns, handoffs * 2.0);
         assert_eq!((cost.proposals, cost.ranges), (handoffs * 2.0, 1.0));
-        assert_eq!(cost.watch_asks, 0.0);
+        // A stream is asked for a sign of life now and then.
+        assert!(cost.watch_asks < 16.0, "{cost:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,6 +313,11 @@ mod v3 {
             .and_then(|it| it.parse().ok())
             .unwrap_or(1_000_usize);
         let server = Etcd::start();
+        // Some seconds after its start it makes a proposal of its own: the cluster's version.
+        let clock = Clock::boot();
+        while !server.http("/version").unwrap().1.contains("etcdcluster\":\"3.4") {
+            clock.sleep(Duration::from_millis(100)).await;
+        }
         let ttl = Ttl::new(Duration::from_secs(10)).unwrap();
         let client = Client::builder(Etcd3::new(server.url()).unwrap())
             .ttl(ttl)
@@ -329,7 +335,6 @@ mod v3 {
             guards.extend(futures_util::future::try_join_all(some).await.unwrap());
         }
         // Until all of them are watched, and the session is announced.
-        let clock = Clock::boot();
         let (mut last, mut quiet) = (Counted::now(&server), 0);
         while quiet < 3 {
             clock.sleep(Duration::from_millis(500)).await;

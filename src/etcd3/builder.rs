@@ -10,8 +10,8 @@ use super::auth::Auth;
 use super::driver::Driver;
 use super::hub::Hub;
 use super::keep::Keeper;
-use super::line::MarkLease;
 use super::rpc::Wire;
+use super::shared::SharedLeases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Runtime;
@@ -176,7 +176,7 @@ impl Builder {
             keeper: Keeper::default(),
             watches: Hub::new(self.watch_patience, self.watchdog_period),
             marks,
-            mark_lease: MarkLease::default(),
+            shared: SharedLeases::default(),
         })))
     }
 }

@@ -1,9 +1,10 @@
-//! The members' own addresses, learned whenever [`Discovery`](crate::transport::Discovery) says so.
+//! Which servers there are, and of which cluster: the members' own addresses are learned whenever
+//! [`Discovery`](crate::transport::Discovery) says so.
 
 use std::sync::Arc;
 
 use super::error::{Judged, Next};
-use super::proto::{Headed, MemberListRequest, MemberListResponse, Rpc};
+use super::proto::{Headed, MemberListRequest, MemberListResponse, ResponseHeader, Rpc};
 use super::rpc::{Trouble, Wire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Instant;
@@ -89,13 +90,8 @@ impl Wire {
             }
             outcome => outcome?,
         };
-        let checked = match reply.header() {
-            Some(header) => self.check_cluster(header),
-            None => {
-                let text = "the answer has no header: is this an etcd v3 endpoint?";
-                Err(Error::new(ErrorKind::Protocol, text))
-            }
-        };
+        // A proxy answers for itself, and then names no cluster.
+        let checked = reply.header().map_or(Ok(()), |it| self.check_cluster(it));
         let refused = |error| {
             let next = Next::Final;
             Trouble::Refused(Box::new(Judged { error, next }))
@@ -105,9 +101,52 @@ impl Wire {
     }
 }
 
+impl Wire {
+    /// Learns the cluster from the first answer and compares it with every later one.
+    pub(super) fn check_cluster(&self, header: &ResponseHeader) -> Result<()> {
+        if header.cluster_id == 0 {
+            let text = "the answer names no cluster, as those of `etcd grpc-proxy` do, which is not \
+                        supported: connect to the etcd servers themselves";
+            return Err(Error::new(ErrorKind::Protocol, text));
+        }
+        let known = *self.cluster.get_or_init(|| header.cluster_id);
+        if known == header.cluster_id {
+            return Ok(());
+        }
+        let text = format!(
+            "this is cluster {:x}, and so far it was {known:x}",
+            header.cluster_id
+        );
+        Err(Error::new(ErrorKind::ClusterChanged, text))
+    }
+}
+
 /// What the members advertise, as [`Endpoints`](crate::transport::Endpoints) take it. One that has
 /// not started yet advertises nothing.
 fn addresses(list: &MemberListResponse) -> String {
     let urls = list.members.iter().flat_map(|it| &it.client_urls);
     urls.map(String::as_str).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd3::Etcd3;
+
+    #[test]
+    fn the_first_cluster_counts_and_who_names_none_is_a_proxy() {
+        let store = Etcd3::new("http://h").unwrap();
+        let check = |cluster_id| {
+            store.0.wire.check_cluster(&ResponseHeader {
+                cluster_id,
+                ..ResponseHeader::default()
+            })
+        };
+        let error = check(0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert!(error.to_string().contains("grpc-proxy"), "{error}");
+        check(7).unwrap();
+        assert_eq!(check(8).unwrap_err().kind(), ErrorKind::ClusterChanged);
+        assert_eq!(check(0).unwrap_err().kind(), ErrorKind::Protocol);
+    }
 }

@@ -4,42 +4,30 @@
 use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use http::uri::PathAndQuery;
-use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
-use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
-use tower_service::Service;
 
 use super::auth::Auth;
 use super::error::{Judged, Next, judge};
-use super::proto::{Headed, ResponseHeader, Rpc};
+use super::link::{dressed, grpc};
+use super::proto::{Headed, Rpc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
 use crate::transport::{
     Attempts, Channel, Channels, Discovery, Endpoint, Endpoints, Failure, Latency, Limits, Repeat,
-    SendError, Who, ambiguous, hedged, pauses,
+    Who, ambiguous, hedged, pauses,
 };
-
-/// The largest answer that is read.
-const LARGEST: usize = 256 << 20;
-
-/// What a token is called in a request's metadata.
-const TOKEN: &str = "token";
-/// A server that has no leader is to say so at once instead of trying for seconds.
-const LED: &str = "hasleader";
 
 pub(super) type Token = MetadataValue<Ascii>;
 
@@ -222,7 +210,7 @@ impl Wire {
                         let Judged { error, next } = *judged;
                         let error = error.on(&*endpoint.origin);
                         match next {
-                            Next::Final => return Err(error),
+                            Next::Final => return Err(self.auth.named(error)),
                             Next::NewToken if new_tokens < 2 && self.auth.is_asked_for() => {
                                 new_tokens += 1;
                                 round.push_front(endpoint);
@@ -401,21 +389,9 @@ impl Wire {
         })
     }
 
-    /// Learns the cluster from the first answer and compares it with every later one.
-    pub(super) fn check_cluster(&self, header: &ResponseHeader) -> Result<()> {
-        let known = *self.cluster.get_or_init(|| header.cluster_id);
-        if known == header.cluster_id {
-            return Ok(());
-        }
-        let text = format!(
-            "this is cluster {:x}, and so far it was {known:x}",
-            header.cluster_id
-        );
-        Err(Error::new(ErrorKind::ClusterChanged, text))
-    }
-
-    /// The same, and that the store has come to the revision named.
-    pub(super) fn learn(&self, header: &ResponseHeader) -> Result<()> {
+    /// Checks that it is the cluster of all answers, and learns that it has come to the revision
+    /// named.
+    pub(super) fn learn(&self, header: &super::proto::ResponseHeader) -> Result<()> {
         self.check_cluster(header)?;
         if let Some(index) = index(header.revision) {
             self.seen.fetch_max(index.get(), Ordering::AcqRel);
@@ -485,43 +461,4 @@ fn is_answer<R>(outcome: &Result<R, Trouble>) -> bool {
 /// What there is to say when time is up.
 fn give_up<R>(log: Attempts<Error>, waited: Duration) -> Result<R> {
     Err(log.give_up(waited).unwrap_or_else(|error| error))
-}
-
-fn dressed<T>(message: T, led: bool, token: Option<Token>) -> Request<T> {
-    let mut request = Request::new(message);
-    let metadata = request.metadata_mut();
-    if led {
-        metadata.insert(LED, MetadataValue::from_static("true"));
-    }
-    if let Some(token) = token {
-        metadata.insert(TOKEN, token);
-    }
-    request
-}
-
-fn grpc(channel: &Channel<Body>, endpoint: &Endpoint) -> Grpc<Link> {
-    let origin = http::Uri::builder()
-        .scheme(endpoint.scheme.clone())
-        .authority(endpoint.authority.clone())
-        .path_and_query("/")
-        .build()
-        .unwrap_or_default();
-    Grpc::with_origin(Link(channel.clone()), origin).max_decoding_message_size(LARGEST)
-}
-
-/// A connection as tonic wants it.
-struct Link(Channel<Body>);
-
-impl Service<http::Request<Body>> for Link {
-    type Response = http::Response<Incoming>;
-    type Error = SendError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, SendError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.clone().send(request))
-    }
 }

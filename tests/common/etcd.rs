@@ -218,6 +218,11 @@ impl Etcd {
         self.exchange(method, path, &headers, body)
     }
 
+    /// Tells how long leases have left.
+    pub fn lease_clock(&self) -> LeaseClock {
+        LeaseClock(self.client)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -238,6 +243,24 @@ impl Etcd {
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// What it counts of one kind of call: `started`, `msg_sent`.
+    pub fn calls(&self, what: &str, method: &str) -> f64 {
+        let (_, body) = self.http("/metrics").expect("metrics");
+        let name = format!("grpc_server_{what}_total{{");
+        let method = format!("grpc_method=\"{method}\"");
+        let lines = body
+            .lines()
+            .filter(|it| it.starts_with(&name) && it.contains(&method));
+        lines
+            .filter_map(|it| it.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Lets it forget what happened before `index`, and what was deleted there.
+    pub fn compact(&self, index: u64) {
+        compact(self.client, index);
     }
 
     /// What it has done so far.
@@ -320,12 +343,28 @@ impl Drop for Etcd {
     }
 }
 
-/// Lets the member behind this port forget what happened before `index`, and what was deleted there.
+/// The same of the member that serves this port.
 pub fn compact(port: u16, index: u64) {
     let body = format!("{{\"revision\":\"{index}\",\"physical\":true}}");
     let json = "Content-Type: application/json\r\n";
     let (status, answer) = exchange(port, "POST", "/v3/kv/compaction", json, &body).unwrap();
     assert_eq!(status, 200, "{answer}");
+}
+
+/// Asks a member, through its gateway, how long v3 leases have left.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseClock(u16);
+
+impl LeaseClock {
+    /// How long this lease has left; `None` when it is gone.
+    pub fn left(&self, lease: u64) -> Option<Duration> {
+        let json = "Content-Type: application/json\r\n";
+        let ask = format!("{{\"ID\": {lease}}}");
+        let (_, body) = exchange(self.0, "POST", "/v3/lease/timetolive", json, &ask).ok()?;
+        let (_, rest) = body.split_once("\"TTL\":\"")?;
+        let seconds: i64 = rest.split('"').next()?.parse().ok()?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
 }
 
 /// What a member has done since it started.
