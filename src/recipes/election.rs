@@ -8,7 +8,8 @@
 //! 2. Before it is reported as won: the ticket is there, and its safe deadline is not reached. A
 //!    candidate whose session has died is told so while it waits, and never wins.
 //! 3. **Proclaim** another proposal by writing the own ticket, on the condition of its value and of
-//!    the index at which it was last written. It is done in the session's own task, between two
+//!    the index at which it was last written: known from the write before, or read if a renewal may
+//!    have moved it. It is done in the session's own task, between two
 //!    renewals. What is sent again names the index again, so of all attempts one takes effect.
 //! 4. **Resign** by deleting the ticket, compared with its tag.
 //! 5. **Observe** by following the directory: the leader is the first ticket in it.
@@ -36,15 +37,16 @@
 //! TTL. Several candidates of one client are several tickets: each can win.
 //!
 //! # Cost
-//! | | writes | requests on etcd v2 | on the embedded store |
+//! | | writes | requests on etcd v3, embedded | on etcd v2 |
 //! |---|---|---|---|
-//! | campaign, nobody leads | 1 | 2 | 1 |
-//! | campaign, behind another | 1 | 4 | 1 |
-//! | proclaim | 1 | 2, of which one is a linearizable read | 2 |
+//! | campaign, nobody leads | 1 | 1 | 2 |
+//! | campaign, behind another | 1 | 1, and once a watch and a list | 4 |
+//! | proclaim | 1 | 1 | 1, after a renewal 2, of which one is a linearizable read |
 //! | resign | 1 | 1 | 1 |
-//! | leading or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for the whole client |
+//! | leader, candidates | 0 | 1 | 1, which is a proposal |
+//! | leading or waiting, each TTL/3 | 1 on etcd v2 | 1 for the whole client | 1 |
 //! | the first campaign of a session says [who it is](crate::Client::who) | 1 | 1 | 1 |
-//! | observe | 0 | a list, and a poll for each change of the line | a list and a watch |
+//! | observe | 0 | a list and a watch | a list, and a poll for each change of the line |
 //!
 //! An election is for few changes of leader: each observer is told of every candidate's coming and
 //! going by the store, though it tells its user of leaders only.

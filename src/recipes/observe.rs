@@ -264,6 +264,23 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_is_taken_in_as_one() {
+        let more = |follow| match follow {
+            Follow::Event(event) => Follow::Event(event.and_more(true)),
+            other => other,
+        };
+        let mut sight = sight();
+        assert_eq!(tell(&mut sight, snapshot(&[])), Some(None));
+        // Of what came together the first in line leads, whichever was written first.
+        assert_eq!(tell(&mut sight, more(put(ticket(6, "b")))), None);
+        assert_eq!(tell(&mut sight, put(ticket(4, "a"))), leads(4, "a"));
+        // Who goes together with the leader never led.
+        assert_eq!(tell(&mut sight, put(ticket(8, "c"))), None);
+        assert_eq!(tell(&mut sight, more(delete(ticket(4, "").key))), None);
+        assert_eq!(tell(&mut sight, delete(ticket(6, "").key)), leads(8, "c"));
+    }
+
+    #[test]
     fn interruptions_and_strangers_are_no_news() {
         let mut sight = sight();
         assert_eq!(tell(&mut sight, snapshot(&[])), Some(None));

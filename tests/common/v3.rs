@@ -42,6 +42,13 @@ pub async fn cost<T>(etcd: &Etcd, act: impl Future<Output = T>) -> ((u64, u64), 
     ((after.0 - before.0, after.1 - before.1), outcome)
 }
 
+/// Writes are exact. Of calls there may be a few more: a slow read is asked for once more.
+pub fn assert_cost(what: &str, spent: (u64, u64), expected: (u64, u64)) {
+    let most = expected.1 + expected.1.div_ceil(5);
+    let right = spent.0 == expected.0 && (expected.1..=most).contains(&spent.1);
+    assert!(right, "{what}: {spent:?}, and not {expected:?}");
+}
+
 fn call(etcd: &Etcd, path: &str, body: &str) -> String {
     let (status, answer) = etcd.json("POST", path, body).unwrap();
     assert_eq!(status, 200, "{path} {body}: {answer}");

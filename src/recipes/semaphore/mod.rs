@@ -39,17 +39,18 @@
 //! admitted before it, but a resource cannot tell from tokens alone who still holds one.
 //!
 //! # Cost
-//! | | writes | requests on etcd v2 | on the embedded store |
+//! | | writes | requests on etcd v2 | on etcd v3, embedded |
 //! |---|---|---|---|
 //! | first use of a value | 0, 1 when it makes the limit | 1, to make it 3 | the same |
-//! | acquire, fits | 1 | 2 | 2 |
-//! | acquire, waits | 1 | 2, and one for each change of line or limit | 2, and a watch |
+//! | acquire, fits | 1 | 2 | 2; 1 while the line is followed |
+//! | acquire, waits | 1 | 2, and one for each change of line or limit | 2, a watch and a list; 1 while the line is followed |
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all of the client |
 //! | held longer than 250 ms, or waiting, each TTL/2 | 0 | 1 | 1 |
 //!
 //! While somebody of a process waits, or holds for longer than 250 ms, it follows the line by one
-//! watch, whatever the number of its tickets. Handing on a permit reads nothing.
+//! watch, whatever the number of its tickets; where watches share a connection, for one more second
+//! after that. Handing on a permit reads nothing.
 //!
 //! The protocol is Lamport's queue with weights, as in Curator's and ZooKeeper's semaphores, without
 //! their second lock: one append instead of four writes, and no order in which two takers of several
