@@ -27,6 +27,7 @@ impl Store for Embedded {
         About::new(NAME, self.shared.layout)
             .with_commits()
             .with_cancels()
+            .with_ranks()
     }
 
     async fn get(&self, get: Get) -> Result<View> {

@@ -325,6 +325,14 @@ impl Drop for Etcd {
     }
 }
 
+/// Lets the member behind this port forget what happened before `index`, and what was deleted there.
+pub fn compact(port: u16, index: u64) {
+    let body = format!("{{\"revision\":\"{index}\",\"physical\":true}}");
+    let json = "Content-Type: application/json\r\n";
+    let (status, answer) = exchange(port, "POST", "/v3/kv/compaction", json, &body).unwrap();
+    assert_eq!(status, 200, "{answer}");
+}
+
 /// Asks a member, through its gateway, how long v3 leases have left.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseClock(u16);
@@ -339,29 +347,6 @@ impl LeaseClock {
         let seconds: i64 = rest.split('"').next()?.parse().ok()?;
         u64::try_from(seconds).ok().map(Duration::from_secs)
     }
-}
-
-fn exchange(
-    port: u16,
-    method: &str,
-    path: &str,
-    headers: &str,
-    body: &str,
-) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let length = body.len();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
-         Content-Length: {length}\r\n\r\n{body}"
-    )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
-    Ok((status.unwrap_or(0), body.to_owned()))
 }
 
 /// What a member has done since it started.
@@ -389,6 +374,29 @@ fn data_root() -> PathBuf {
     } else {
         std::env::temp_dir()
     }
+}
+
+fn exchange(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
+         Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+    Ok((status.unwrap_or(0), body.to_owned()))
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {

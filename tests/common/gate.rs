@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,6 +30,8 @@ pub struct Gate {
     pass: Arc<watch::Sender<Pass>>,
     /// Counts up when all connections are closed.
     cut: Arc<watch::Sender<u64>>,
+    /// How long everything takes, in milliseconds.
+    lag: Arc<AtomicU64>,
     task: AbortHandle,
 }
 
@@ -37,11 +41,14 @@ impl Gate {
         let addr = listener.local_addr().unwrap();
         let (pass, cut) = (watch::Sender::new(Pass::All), watch::Sender::new(0));
         let (pass, cut) = (Arc::new(pass), Arc::new(cut));
-        let task = tokio::spawn(accept(listener, port, pass.clone(), cut.clone()));
+        let lag = Arc::new(AtomicU64::new(0));
+        let gate = (pass.clone(), cut.clone(), lag.clone());
+        let task = tokio::spawn(accept(listener, port, gate));
         Self {
             addr,
             pass,
             cut,
+            lag,
             task: task.abort_handle(),
         }
     }
@@ -53,6 +60,12 @@ impl Gate {
     /// Lets this pass from now on; what waited goes first.
     pub fn set(&self, pass: Pass) {
         self.pass.send_replace(pass);
+    }
+
+    /// From now on what passes does so this much later, in each direction.
+    pub fn lag(&self, lag: Duration) {
+        let millis = u64::try_from(lag.as_millis()).unwrap();
+        self.lag.store(millis, Ordering::Relaxed);
     }
 
     /// Closes all connections; what waited is thrown away.
@@ -70,12 +83,15 @@ impl Drop for Gate {
 async fn accept(
     listener: TcpListener,
     port: u16,
-    pass: Arc<watch::Sender<Pass>>,
-    cut: Arc<watch::Sender<u64>>,
+    (pass, cut, lag): (
+        Arc<watch::Sender<Pass>>,
+        Arc<watch::Sender<u64>>,
+        Arc<AtomicU64>,
+    ),
 ) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        let (pass, mut cut) = (pass.clone(), cut.subscribe());
+        let (pass, mut cut, lag) = (pass.clone(), cut.subscribe(), lag.clone());
         connections.spawn(async move {
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
                 return;
@@ -85,8 +101,8 @@ async fn accept(
             tokio::select! {
                 biased;
                 _ = cut.changed() => {}
-                () = copy(from_client, to_server, pass.subscribe(), Pass::Requests) => {}
-                () = copy(from_server, to_client, pass.subscribe(), Pass::Answers) => {}
+                () = copy(from_client, to_server, (pass.subscribe(), Pass::Requests), &lag) => {}
+                () = copy(from_server, to_client, (pass.subscribe(), Pass::Answers), &lag) => {}
             }
         });
     }
@@ -95,11 +111,12 @@ async fn accept(
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut pass: watch::Receiver<Pass>,
-    own: Pass,
+    (mut pass, own): (watch::Receiver<Pass>, Pass),
+    lag: &AtomicU64,
 ) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(number) = from.read(&mut bytes).await {
+        tokio::time::sleep(Duration::from_millis(lag.load(Ordering::Relaxed))).await;
         let open = pass
             .wait_for(|it| *it == Pass::All || *it == own)
             .await
