@@ -16,7 +16,7 @@ mod queue_push_suite;
 #[macro_use]
 mod queue_suite;
 
-use common::etcd::{Etcd, Options};
+use common::etcd::Etcd;
 
 /// A store on a fresh server, as often as it is asked for; and how long a node's lease has left.
 type Opened = (
@@ -86,13 +86,7 @@ mod costs {
     use tenure::{Client, ErrorKind, Key, Store, StoreExt, Ttl};
     use tokio::task::JoinSet;
 
-    /// Without v2, whose clock proposes twice a second.
-    fn quiet() -> Etcd {
-        Etcd::start_with(&Options {
-            v2: false,
-            ..Options::default()
-        })
-    }
+    use crate::common::v3::quiet;
 
     fn open(server: &Etcd) -> Etcd3 {
         Etcd3::new(server.url()).unwrap()
