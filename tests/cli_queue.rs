@@ -1,7 +1,8 @@
-//! `tenure queue` as a person at a shell meets it, on a real etcd.
+//! `tenure queue` as a person at a shell meets it, on a real etcd, by v2 and by v3.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -10,21 +11,35 @@ use std::fs;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use cli::{Directory, children, code, ended, fed, lines, now, said, signal, tenure, under, until};
-use common::etcd::Etcd;
+use cli::{
+    Api, Directory, Place, children, code, ended, etcdctl, fed, lines, now, said, signal, tenure,
+    under, until,
+};
 use serde_json::{Value, json};
 
-fn queue(etcd: &Etcd, arguments: &[&str]) -> Command {
+on_both! {
+    jobs_are_pushed_from_the_line_from_input_and_line_by_line,
+    each_job_is_done_once_in_order_with_its_payload_as_input,
+    what_fails_is_tried_again_and_given_up_and_can_be_requeued_or_purged,
+    an_interrupt_waits_for_what_runs_and_a_second_one_kills_it,
+    a_job_of_a_worker_that_is_killed_is_another_s_when_its_command_is_dead,
+    a_job_of_a_worker_that_is_stopped_is_another_s_when_its_command_is_dead,
+    a_command_whose_claim_is_lost_is_killed,
+    a_command_whose_guardian_stands_still_is_killed_from_above,
+    a_raw_queue_is_fed_by_anybody,
+}
+
+fn queue(etcd: &Place, arguments: &[&str]) -> Command {
     let mut command = tenure(etcd);
     command.arg("queue").args(arguments);
     command
 }
 
-fn run(etcd: &Etcd, arguments: &[&str]) -> Output {
+fn run(etcd: &Place, arguments: &[&str]) -> Output {
     queue(etcd, arguments).output().unwrap()
 }
 
-fn stats(etcd: &Etcd) -> Value {
+fn stats(etcd: &Place) -> Value {
     let output = run(etcd, &["stats", "q", "--format", "json"]);
     let mut stats: Value = serde_json::from_slice(&output.stdout).unwrap();
     let age = stats.as_object_mut().unwrap().remove("oldest_age_ms");
@@ -37,13 +52,12 @@ fn counts(ready: u64, claimed: u64, delayed: u64, dead: u64) -> Value {
 }
 
 /// `tenure queue work q options -- sh -c SCRIPT`.
-fn work(etcd: &Etcd, options: &[&str], script: &str) -> Command {
+fn work(etcd: &Place, options: &[&str], script: &str) -> Command {
     under(etcd, &["queue", "work", "q"], options, script)
 }
 
-#[test]
-fn jobs_are_pushed_from_the_line_from_input_and_line_by_line() {
-    let etcd = Etcd::start();
+fn jobs_are_pushed_from_the_line_from_input_and_line_by_line(api: Api) {
+    let etcd = api.start();
     let pushed = run(&etcd, &["push", "q", "one"]);
     assert_eq!((code(&pushed), said(&pushed).len()), (0, 1), "{pushed:?}");
     let fed_ = fed(&mut queue(&etcd, &["push", "q"]), "two\nlines\n");
@@ -89,7 +103,7 @@ fn jobs_are_pushed_from_the_line_from_input_and_line_by_line() {
         table[0].starts_with("READY") && table[1].starts_with("1503"),
         "{table:?}"
     );
-    // What is no text is refused, and by which line.
+    // What is no text is refused where values must be text, and by which line.
     let mut lines = queue(&etcd, &["push", "q2", "--lines"]);
     lines
         .stdin(Stdio::piped())
@@ -102,6 +116,10 @@ fn jobs_are_pushed_from_the_line_from_input_and_line_by_line() {
     drop(stdin);
     let output = lines.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    if api == Api::V3 {
+        assert_eq!((code(&output), said(&output).len()), (0, 3), "{told}");
+        return;
+    }
     assert_eq!((code(&output), said(&output).len()), (64, 1), "{told}");
     assert!(
         told.contains("line 2:") && told.contains("line 3:"),
@@ -109,9 +127,8 @@ fn jobs_are_pushed_from_the_line_from_input_and_line_by_line() {
     );
 }
 
-#[test]
-fn each_job_is_done_once_in_order_with_its_payload_as_input() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn each_job_is_done_once_in_order_with_its_payload_as_input(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let log = files.file("log");
     let many: String = (0..40).map(|number| format!("job {number}\n")).collect();
     assert_eq!(
@@ -145,9 +162,8 @@ fn each_job_is_done_once_in_order_with_its_payload_as_input() {
     assert_eq!(children(&etcd, "/_queues/q/consumers"), [""; 0]);
 }
 
-#[test]
-fn what_fails_is_tried_again_and_given_up_and_can_be_requeued_or_purged() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn what_fails_is_tried_again_and_given_up_and_can_be_requeued_or_purged(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let log = files.file("log");
     for id in ["good", "bad"] {
         run(&etcd, &["push", "q", id, "--id", id]);
@@ -196,9 +212,8 @@ fn what_fails_is_tried_again_and_given_up_and_can_be_requeued_or_purged() {
     assert_eq!(code(&run(&etcd, &["purge", "q"])), 64, "which?");
 }
 
-#[test]
-fn an_interrupt_waits_for_what_runs_and_a_second_one_kills_it() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn an_interrupt_waits_for_what_runs_and_a_second_one_kills_it(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (begun, done) = (files.file("begun"), files.file("done"));
     let script = format!(
         "trap '' TERM INT; read it; echo $it >> {}; sleep $it; echo $it >> {}",
@@ -257,8 +272,8 @@ enum Blow {
 }
 
 /// The job's command is dead before the job is delivered again, with a larger token.
-fn overlap_after(blow: Blow) {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn overlap_after(api: Api, blow: Blow) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (marks, next) = (files.file("marks"), files.file("next"));
     run(&etcd, &["push", "q", "job"]);
     let beat = format!(
@@ -293,7 +308,10 @@ fn overlap_after(blow: Blow) {
                 children(&etcd, "/_queues/q/consumers").len() == 2
             });
             let path = format!("/v2/keys{consumer}");
-            etcd.request("DELETE", &path, "").unwrap();
+            match api {
+                Api::V2 => drop(etcd.request("DELETE", &path, "").unwrap()),
+                Api::V3 => drop(etcdctl(&etcd, &["del", &consumer])),
+            }
         }
     }
     let told = lines(&next, 2);
@@ -336,32 +354,35 @@ fn signal_end(elder: std::process::Child, blow: Blow) {
     assert_eq!(ended(elder), Some(0));
 }
 
-#[test]
-fn a_job_of_a_worker_that_is_killed_is_another_s_when_its_command_is_dead() {
-    overlap_after(Blow::Killed);
+fn a_job_of_a_worker_that_is_killed_is_another_s_when_its_command_is_dead(api: Api) {
+    overlap_after(api, Blow::Killed);
 }
 
-#[test]
-fn a_job_of_a_worker_that_is_stopped_is_another_s_when_its_command_is_dead() {
-    overlap_after(Blow::Stopped);
+fn a_job_of_a_worker_that_is_stopped_is_another_s_when_its_command_is_dead(api: Api) {
+    overlap_after(api, Blow::Stopped);
 }
 
-#[test]
-fn a_command_whose_claim_is_lost_is_killed() {
-    overlap_after(Blow::Deleted);
+fn a_command_whose_claim_is_lost_is_killed(api: Api) {
+    overlap_after(api, Blow::Deleted);
 }
 
-#[test]
-fn a_command_whose_guardian_stands_still_is_killed_from_above() {
-    overlap_after(Blow::GuardianStopped);
+fn a_command_whose_guardian_stands_still_is_killed_from_above(api: Api) {
+    overlap_after(api, Blow::GuardianStopped);
 }
 
-#[test]
-fn a_raw_queue_is_fed_by_anybody() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_raw_queue_is_fed_by_anybody(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let log = files.file("log");
-    let posted = etcd.request("POST", "/v2/keys/nodes/queue", "value=test");
-    assert_eq!(posted.unwrap().0, 201);
+    match api {
+        Api::V2 => {
+            let posted = etcd.request("POST", "/v2/keys/nodes/queue", "value=test");
+            assert_eq!(posted.unwrap().0, 201);
+        }
+        Api::V3 => drop(etcdctl(
+            &etcd,
+            &["put", "/nodes/queue/from-elsewhere", "test"],
+        )),
+    }
     run(&etcd, &["push", "/nodes/queue", "--raw", "mine"]);
     assert_eq!(said(&run(&etcd, &["ls", "/nodes/queue", "--raw"])).len(), 3);
     let script = format!("cat >> {0}; echo >> {0}", log.display());

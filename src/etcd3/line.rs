@@ -13,7 +13,6 @@
 //! with that gone no late ticket can come either. Any other mark stays for ten minutes and more, on
 //! a [shared](super::shared) lease.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,7 +36,9 @@ use crate::store::{Append, Appended, Layout, Naming, Node, Withdraw, Withdrawn};
 const MARK_LIFE: Duration = Duration::from_secs(10 * 60);
 /// How many keys of a line an append reads. In a longer one nobody is at the front anyway.
 const BEFORE: i64 = 256;
-/// How often an append with a rising name is tried while others get in between.
+/// How often an append with a rising name is thrown back by others before it goes ahead of them.
+const PATIENT: usize = 2;
+/// How often it is tried in all.
 const RISES: usize = 64;
 
 impl Driver {
@@ -97,18 +98,23 @@ impl Driver {
         Ok(Appended::new(node.with_lease(lease), before))
     }
 
-    /// Appends under a name of 20 digits that is larger than all that are there. The next index of
-    /// the store makes a good first guess: what others write elsewhere only widens the gaps.
+    /// Appends under a name of 20 digits that is larger than all that are there: nanoseconds since
+    /// 1970, so that those who append at once seldom get into each other's way, for who sends later
+    /// has the larger name. That is only a guess; the comparison decides. Who loses goes ahead of
+    /// the largest name, from then on by as much as its clock is behind.
     async fn rise(
         &self,
         append: &Append,
         lease: Option<LeaseId>,
         deadline: Instant,
     ) -> Result<Appended> {
-        let mut number = self.wire.seen.load(Ordering::Acquire).saturating_add(1);
+        let clock = &self.wire.runtime.clock;
+        let mut lead = 0;
         // Names that are no such numbers, and come after all that are, leave only the guess.
         let mut alone = true;
-        for _ in 0..RISES {
+        for lost in 0..RISES {
+            let number = nanos(clock.wall()).saturating_add(lead);
+            let sent = clock.now();
             let key = append.dir.join(&format!("{number:020}"))?;
             let end = after(&format!("{}9", prefix(&append.dir)));
             let above = RangeRequest {
@@ -139,7 +145,10 @@ impl Driver {
                 Some(Response::Range(range)) => {
                     let last = first(range).and_then(|kv| digits(&append.dir, &kv));
                     alone &= last.is_some();
-                    number = last.unwrap_or(0).max(index.get()).saturating_add(1);
+                    let behind = last.unwrap_or(0).saturating_sub(nanos(clock.wall()));
+                    // Larger than what others have on the way by now, whom that throws back.
+                    let took = nanos(clock.now().since(sent)) * u64::from(lost >= PATIENT);
+                    lead = behind.saturating_add(took).saturating_add(1).max(lead);
                 }
                 _ => return Err(maybe(&reply.broken("the answer to an append holds none"))),
             }
@@ -278,6 +287,10 @@ fn before(dir: &Key, range: &RangeResponse) -> Option<Vec<Node>> {
     let mut tickets: Vec<Node> = nodes.filter(|node| place(node).is_some()).collect();
     tickets.sort_by_cached_key(place);
     Some(tickets)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The number that a name of 20 digits stands for.

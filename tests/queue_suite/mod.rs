@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tenure::runtime::Runtime;
 use tenure::store::{Condition, Delete, Expiry, Node, Put};
-use tenure::testkit::Faulty;
+use tenure::testkit::{Call, Faulty, Odds};
 use tenure::{Client, Consumer, Delivery, ErrorKind, HoldState, Key, Loss, Store, StoreExt, Ttl};
 
 /// Clients that share one store, each over a connection of its own.
@@ -459,6 +459,42 @@ pub(crate) async fn what_is_no_state_sets_its_job_aside_and_harms_no_other(world
     delivery.ack().await.unwrap();
 }
 
+pub(crate) async fn a_claim_that_is_over_fails_no_ack_beside_it(world: World) {
+    let (client, link) = world.client_on_a_link();
+    let other = world.client();
+    push_all(&other, ["a", "b", "c", "d"].map(str::to_owned)).await;
+    let mut consumer = client.queue("q").consumer(4);
+    let mut deliveries = Vec::new();
+    for _ in 0..4 {
+        deliveries.push(next(&mut consumer).await);
+    }
+    // The consumer does not see at once that somebody ends one of its claims.
+    let mut odds = Odds::none();
+    (odds.watch_delay, odds.longest) = (1.0, Duration::from_secs(4));
+    link.set_odds(Call::Watch, odds);
+    let over = deliveries[1].id().to_string();
+    let given_back = "ready 1 0".into();
+    let store = other.store();
+    store
+        .set(&register(&over), given_back, Expiry::Never)
+        .await
+        .unwrap();
+    let acks = deliveries.into_iter().map(Delivery::ack);
+    let outcomes = futures_util::future::join_all(acks).await;
+    for (number, outcome) in outcomes.into_iter().enumerate() {
+        let kind = outcome.err().map(|error| error.kind());
+        let expected = (number == 1).then_some(ErrorKind::ClaimLost);
+        assert_eq!(kind, expected, "{number}");
+    }
+    link.heal();
+    let again = next(&mut consumer).await;
+    assert_eq!((again.id().as_str(), again.attempt()), (&*over, 2));
+    again.ack().await.unwrap();
+    consumer.close().await;
+    let left = store.children(&key("/_queues/q/jobs")).await;
+    assert!(left.unwrap_or_default().is_empty(), "each ack took its job");
+}
+
 pub(crate) async fn many_consumers_share_the_jobs_and_none_comes_twice(world: World) {
     const JOBS: usize = 120;
     let producer = world.client();
@@ -827,6 +863,7 @@ macro_rules! queue_suite {
             what_is_done_is_never_delivered_again,
             jobs_of_plain_producers_are_delivered_in_order_whatever_they_hold,
             what_is_no_state_sets_its_job_aside_and_harms_no_other,
+            a_claim_that_is_over_fails_no_ack_beside_it,
             many_consumers_share_the_jobs_and_none_comes_twice,
             closing_gives_back_uncounted_what_nobody_got,
             a_shutdown_ends_deliveries_and_the_stream,
