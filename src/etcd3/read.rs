@@ -110,10 +110,7 @@ impl Driver {
                 Some(index)
             }
         };
-        let reply = self
-            .wire
-            .call(&request(false), Ask::HARMLESS, deadline)
-            .await?;
+        let reply = self.wire.call(&request(false), Ask::READ, deadline).await?;
         match at_least {
             Some(index) if reply.index < index => {
                 let text = format!(

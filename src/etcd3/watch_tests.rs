@@ -16,6 +16,7 @@ fn answer(revision: i64) -> WatchResponse {
         header: Some(ResponseHeader {
             cluster_id: 1,
             revision,
+            ..ResponseHeader::default()
         }),
         ..WatchResponse::default()
     }

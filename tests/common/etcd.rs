@@ -218,6 +218,11 @@ impl Etcd {
         self.exchange(method, path, &headers, body)
     }
 
+    /// Tells how long leases have left.
+    pub fn lease_clock(&self) -> LeaseClock {
+        LeaseClock(self.client)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -344,6 +349,22 @@ pub fn compact(port: u16, index: u64) {
     let json = "Content-Type: application/json\r\n";
     let (status, answer) = exchange(port, "POST", "/v3/kv/compaction", json, &body).unwrap();
     assert_eq!(status, 200, "{answer}");
+}
+
+/// Asks a member, through its gateway, how long v3 leases have left.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseClock(u16);
+
+impl LeaseClock {
+    /// How long this lease has left; `None` when it is gone.
+    pub fn left(&self, lease: u64) -> Option<Duration> {
+        let json = "Content-Type: application/json\r\n";
+        let ask = format!("{{\"ID\": {lease}}}");
+        let (_, body) = exchange(self.0, "POST", "/v3/lease/timetolive", json, &ask).ok()?;
+        let (_, rest) = body.split_once("\"TTL\":\"")?;
+        let seconds: i64 = rest.split('"').next()?.parse().ok()?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
 }
 
 /// What a member has done since it started.
