@@ -15,7 +15,7 @@ use common::etcd::Etcd;
 use common::words::{key, value};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use gate::Gate;
+use gate::{Gate, Pass};
 use peers::Peers;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant};
