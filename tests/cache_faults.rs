@@ -10,7 +10,7 @@ use tenure::embedded::Embedded;
 use tenure::runtime::{Entropy, Runtime};
 use tenure::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Expiry, Get, Grant, Granted, Put,
-    Renew, Renewed, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Renew, Renewed, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::testkit::{Call, Faulty, Odds};
 use tenure::{CacheState, Change, Client, Error, ErrorKind, LeaseId, Store, Ttl};
@@ -33,6 +33,8 @@ struct Mood {
     second: bool,
     refuses: Option<ErrorKind>,
     gets: usize,
+    /// Of this key watches tell nothing any more.
+    forgets: Option<tenure::Key>,
 }
 
 impl Moody {
@@ -56,7 +58,19 @@ impl Store for Moody {
     }
     fn watch(&self, watch: Watch) -> Updates {
         match self.now() {
-            Ok(store) => store.watch(watch),
+            Ok(store) => {
+                let mood = self.mood.clone();
+                let told = move |update: &Result<Update, Error>| match update {
+                    Ok(Update::Event(event)) => {
+                        mood.lock().unwrap().forgets.as_ref() != Some(&event.key)
+                    }
+                    _ => true,
+                };
+                let updates = store.watch(watch);
+                updates
+                    .filter(move |it| std::future::ready(told(it)))
+                    .boxed()
+            }
             Err(error) => futures_util::stream::iter([Err(error)]).boxed(),
         }
     }
@@ -160,6 +174,112 @@ async fn a_store_that_goes_back_is_told_and_listed_anew() {
     assert_eq!(follower.values, second.all().await);
 }
 
+/// etcd#18089: a server can lose a deletion, and never says so.
+#[tokio::test(start_paused = true)]
+async fn what_a_watch_never_told_is_found_by_a_look_beside_it() {
+    let world = World::embedded();
+    let store = moody(&world.runtime);
+    let writer = Writer(Arc::new(store.stores[0].clone()));
+    for name in ["gone", "kept", "stale"] {
+        writer.set(name, "1").await;
+    }
+    let client = world.client(store.clone());
+    let cache = suite::started(&client).await;
+    let mut follower = Follower::new(&cache);
+    let clock = &world.runtime.clock;
+    for name in ["gone", "stale"] {
+        store.mood.lock().unwrap().forgets = Some(suite::at(name));
+        match name {
+            "gone" => drop(writer.delete(name).await),
+            _ => drop(writer.set(name, "2").await),
+        }
+        let last = writer.set("kept", name).await;
+        follower.follow_to(last).await;
+        let gets = store.mood.lock().unwrap().gets;
+        clock.sleep(Duration::from_secs(290)).await;
+        if name == "gone" {
+            assert_eq!(store.mood.lock().unwrap().gets, gets, "too early");
+            assert_ne!(suite::values(&cache.snapshot()), writer.all().await);
+        }
+        clock.sleep(Duration::from_secs(311)).await;
+        let asked = store.mood.lock().unwrap().gets - gets;
+        assert!(
+            (2..=3).contains(&asked),
+            "{asked}: a look, the list of a new watcher, perhaps the next look"
+        );
+        let change = follower.next().await;
+        let Change::Resync(diff) = &*change else {
+            panic!("{change:?}")
+        };
+        assert_eq!(
+            (diff.changed.len(), &diff.changed[0].key),
+            (1, &suite::at(name))
+        );
+        assert_eq!(follower.values, writer.all().await);
+    }
+    // What is as it should be costs one read each time, and is not told.
+    let gets = store.mood.lock().unwrap().gets;
+    clock.sleep(Duration::from_secs(3_000)).await;
+    let asked = store.mood.lock().unwrap().gets - gets;
+    assert!((4..=10).contains(&asked), "{asked} looks in 50 min");
+    let last = writer.set("kept", "end").await;
+    follower.follow_to(last).await;
+    assert_eq!((follower.updates, follower.resyncs), (3, 2));
+}
+
+/// Events come while the store is read, before it and after it.
+#[tokio::test(start_paused = true)]
+async fn looks_beside_a_busy_watch_find_nothing_wrong() {
+    let world = World::embedded();
+    let writer = Writer((world.open)());
+    let (client, link) = world.client_on_a_link();
+    let cache = suite::started(&client).await;
+    let (calls, mut follower) = (link.calls(Call::Get), Follower::new(&cache));
+    let mut odds = Odds::none();
+    (odds.watch_delay, odds.delay, odds.longest) = (0.2, 0.9, Duration::from_millis(300));
+    link.set_all_odds(odds);
+    let watched = cache.clone();
+    let store = writer.0.clone();
+    let looks = tokio::spawn(async move {
+        while watched.get("end").is_none() {
+            // Sometimes that of a change, sometimes that of another key.
+            let now = store.get(Get::node(suite::at("x"))).await.unwrap().index;
+            soon("it", watched.caught_up_to(now)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let other = tenure::Key::new("/elsewhere").unwrap();
+    let dice = Entropy::seeded(7);
+    let mut last = None;
+    for round in 0..400_u64 {
+        let name = format!("k{}", dice.u64() % 8);
+        match dice.u64() % 4 {
+            0 => drop(writer.0.delete(Delete::new(suite::at(&name))).await),
+            1 => {
+                let put = Put::new(other.clone(), "x", Expiry::Never);
+                writer.0.put(put).await.unwrap();
+            }
+            // The same value too.
+            _ => drop(writer.set(&name, format!("{}", round % 3)).await),
+        }
+        let pause = Duration::from_millis(dice.u64() % 200);
+        world.runtime.clock.sleep(pause).await;
+        last = Some(writer.set("last", format!("{round}")).await);
+    }
+    let end = writer.set("end", "").await;
+    assert!(last.is_some());
+    follower.follow_to(end).await;
+    soon("the looks", looks).await.unwrap();
+    assert_eq!(follower.resyncs, 0);
+    assert!(follower.updates > 400, "{}", follower.updates);
+    assert_eq!(follower.values, writer.all().await);
+    assert!(
+        link.calls(Call::Get) > calls + 20,
+        "{} looks",
+        link.calls(Call::Get) - calls
+    );
+}
+
 /// Writes, deletions, directories that go and keys that expire, while the client's link is bad; at
 /// the end all is healed. Returns how many updates and resyncs the subscribers got.
 async fn storm(seed: u64) -> (usize, usize) {
@@ -197,6 +317,15 @@ async fn storm(seed: u64) -> (usize, usize) {
             assert!(last <= index, "from {last:?} back to {index:?}");
             last = index;
             let _ = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
+        }
+    });
+    let (watched, direct) = (cache.clone(), store.clone());
+    let looks = tokio::spawn(async move {
+        while watched.get("end").is_none() {
+            let get = Get::node(suite::at("end"));
+            let index = direct.get(get).await.unwrap().index;
+            watched.caught_up_to(index).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
     let dice = Entropy::seeded(seed ^ 0x5eed);
@@ -249,6 +378,7 @@ async fn storm(seed: u64) -> (usize, usize) {
     assert_eq!(suite::values(&cache.snapshot()), all, "seed {seed}");
     let quick = soon("the quick one", quick_one).await.unwrap();
     soon("the observer", observer).await.unwrap();
+    soon("the looks", looks).await.unwrap();
     assert_eq!(quick.values, all, "seed {seed}");
     slow.follow_to(last).await;
     assert_eq!(slow.values, all, "seed {seed}");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::store::Delete;
+use tenure::store::{Delete, Expiry, Put};
 use tenure::testkit::{Call, Fault};
 use tenure::{Cache, CacheSource, CacheState, Change, Client, ErrorKind, Index, Key};
 
@@ -64,6 +64,31 @@ pub(crate) async fn who_writes_can_wait_to_see_it(world: World) {
         assert!(cache.snapshot().index() >= Some(index));
         assert_eq!(*cache.get("a").unwrap(), format!("{round}"));
     }
+}
+
+pub(crate) async fn what_is_written_elsewhere_can_be_waited_for_too(world: World) {
+    let writer = world.writer();
+    writer.set("a", "1").await;
+    let (client, link) = world.client_on_a_link();
+    let cache = started(&client).await;
+    let mut follower = Follower::new(&cache);
+    let clock = &world.runtime.clock;
+    for round in 0..3 {
+        // A watch of the prefix tells nothing of this for minutes.
+        let elsewhere = Key::new("/elsewhere").unwrap();
+        let put = Put::new(elsewhere, format!("{round}"), Expiry::Never);
+        let index = writer.0.put(put).await.unwrap().index();
+        let since = clock.now();
+        soon("its index", cache.caught_up_to(index)).await.unwrap();
+        let took = clock.now().since(since);
+        assert!(took < Duration::from_secs(5), "after {took:?}");
+        assert_eq!(cache.state(), CacheState::Live);
+    }
+    let calls = link.calls(Call::Get);
+    assert!((2..=4).contains(&calls), "{calls} reads");
+    let index = writer.set("a", "2").await;
+    follower.follow_to(index).await;
+    assert_eq!((follower.updates, follower.resyncs), (1, 0));
 }
 
 pub(crate) async fn a_directory_that_goes_is_one_item_for_all_in_it(world: World) {

@@ -250,6 +250,7 @@ macro_rules! cache_suite {
         $crate::cache_suite!(@each $attribute, $world;
             a_cache_has_what_is_there_and_takes_every_change_in_order
             who_writes_can_wait_to_see_it
+            what_is_written_elsewhere_can_be_waited_for_too
             a_directory_that_goes_is_one_item_for_all_in_it
             lost_history_is_one_diff_that_leads_to_what_is_there
             a_deletion_with_a_new_creation_is_seen_also_without_history

@@ -4,6 +4,9 @@
 //! by a new one, which begins with a list: at once when the store is another one, after 5 to 30 s
 //! when it is that again and again, or when the error is one that somebody has to do something
 //! about.
+//!
+//! Beside the watch the store is read now and then ([`Looks`]), because a server can lose an event
+//! without a word (etcd#18089): what differs then is told by a new watcher's list.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,14 +16,16 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::audit::Verdict;
 use super::board::{self, State, Writer};
-use super::fold::{Fold, Stored, What};
-use super::health::Health;
+use super::fold::{Fold, Post, Stored, What};
+use super::health::{CacheState, Health};
+use super::look::{self, Looks, Wanted};
 use crate::client::Reopen;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Key;
+use crate::key::{Index, Key};
 use crate::runtime::{Instant, Runtime, Tasks};
-use crate::store::{Scope, Store};
+use crate::store::{Freshness, Scope, Store};
 use crate::watcher::{Follow, Watcher};
 
 /// Each pause after an error that will not pass is drawn between half of this and all; it doubles.
@@ -87,8 +92,10 @@ impl Feeds {
         }
         let writer = Writer::new(State::new(Health::loading()));
         let stop = self.closed.child_token();
+        let wanted = Arc::new(Wanted::default());
         let feed = Arc::new(Feed {
             prefix: prefix.clone(),
+            wanted: wanted.clone(),
             board: writer.board(),
             feeds: Arc::downgrade(self),
             _stop: stop.clone().drop_guard(),
@@ -98,6 +105,7 @@ impl Feeds {
             reopen: self.reopen.clone(),
             runtime: self.runtime.clone(),
             prefix: prefix.clone(),
+            wanted,
             source: Source::Due(self.runtime.clock.now()),
             failures: 0,
             changed: None,
@@ -118,9 +126,18 @@ impl fmt::Debug for Feeds {
 #[derive(Debug)]
 pub(super) struct Feed {
     prefix: Key,
+    wanted: Arc<Wanted>,
     pub(super) board: Board,
     feeds: Weak<Feeds>,
     _stop: DropGuard,
+}
+
+impl Feed {
+    /// Somebody waits for this index, and the watch may not tell of it: it tells of changes below
+    /// the prefix.
+    pub(super) fn look_for(&self, index: Index) {
+        self.wanted.ask(index);
+    }
 }
 
 impl Drop for Feed {
@@ -144,6 +161,7 @@ struct Driver {
     reopen: Option<Reopen>,
     runtime: Runtime,
     prefix: Key,
+    wanted: Arc<Wanted>,
     source: Source,
     /// How many watchers in a row have ended before their first list.
     failures: u32,
@@ -160,7 +178,8 @@ enum Source {
 impl Driver {
     async fn run(mut self, writer: Writer<Stored, What>, stop: CancellationToken) {
         let clock = self.runtime.clock.clone();
-        let mut fold = Fold::new();
+        let (mut fold, mut looks) = (Fold::new(), Looks::new(self.runtime.clone()));
+        let wanted = self.wanted.clone();
         loop {
             let settles_at = fold.settles_at();
             let settled = async {
@@ -172,25 +191,74 @@ impl Driver {
             let post = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                event = looks.next() => {
+                    if matches!(event, look::Event::Due) {
+                        self.look(&mut looks, Freshness::Linearizable, &fold);
+                    }
+                    None
+                }
+                index = wanted.next() => {
+                    if index > fold.state().index && let Some(index) = index {
+                        self.look(&mut looks, Freshness::AtLeast(index), &fold);
+                    }
+                    None
+                }
                 item = self.next() => match item {
                     Ok(item) => {
-                        if matches!(item, Follow::Snapshot(_)) {
-                            self.failures = 0;
+                        match item {
+                            Follow::Snapshot(_) => {
+                                self.failures = 0;
+                                looks.end();
+                            }
+                            Follow::Interrupted(_) => looks.end(),
+                            _ => {}
                         }
                         fold.take(item, clock.now())
                     }
                     Err(error) => {
+                        looks.end();
                         self.rest(&error);
                         fold.failed(error)
                     }
                 },
                 () = settled => fold.settled(),
             };
+            let told = post.is_some();
             if let Some((state, what)) = post {
+                writer.post(state, what);
+            }
+            if told {
+                looks.note(fold.state());
+            }
+            if let Some((state, what)) = self.judge(looks.verdict(), &mut fold) {
                 writer.post(state, what);
             }
             // A store in this process can have a thousand changes ready: let the readers in.
             tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Reads the store beside the watch. While that is known to be behind there is nothing to learn.
+    fn look(&self, looks: &mut Looks, freshness: Freshness, fold: &Fold) {
+        match fold.state().health.state {
+            CacheState::Live => looks.begin((&self.store, &self.prefix), freshness, fold.state()),
+            CacheState::Loading | CacheState::Stale => looks.end(),
+        }
+    }
+
+    fn judge(&mut self, verdict: Verdict, fold: &mut Fold) -> Post {
+        let now = self.runtime.clock.now();
+        match verdict {
+            Verdict::Same(index) => fold.confirmed(index, now),
+            Verdict::Lost(index) => {
+                tracing::warn!(
+                    target: "tenure::cache", prefix = %self.prefix, %index,
+                    "the watch has not told what the store holds: listing anew"
+                );
+                self.source = Source::Due(now);
+                None
+            }
+            Verdict::Open | Verdict::Unknown => None,
         }
     }
 

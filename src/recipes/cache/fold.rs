@@ -92,6 +92,10 @@ impl Fold {
         }
     }
 
+    pub(super) fn state(&self) -> &State<Stored> {
+        &self.state
+    }
+
     /// When to call [`Fold::settled`].
     pub(super) fn settles_at(&self) -> Option<Instant> {
         self.resumed.as_ref().map(|resumed| resumed.settled)
@@ -143,6 +147,14 @@ impl Fold {
         self.resumed.take()?;
         self.state.health.live();
         self.post(None)
+    }
+
+    /// The store held the same at this index.
+    pub(super) fn confirmed(&mut self, index: Index, now: Instant) -> Post {
+        if self.held.is_some() || Some(index) <= self.state.index {
+            return None;
+        }
+        self.take(Follow::Progress(index), now)
     }
 
     fn event(&mut self, event: Event, now: Instant) -> Post {
@@ -250,7 +262,7 @@ pub(super) fn below<'a, V>(
 }
 
 /// The map of these nodes; what is the same is shared with the old one.
-fn replaced(old: &Map<Stored>, nodes: Vec<Node>) -> Map<Stored> {
+pub(super) fn replaced(old: &Map<Stored>, nodes: Vec<Node>) -> Map<Stored> {
     let mut new = old.clone();
     let mut left = old.iter().peekable();
     for node in nodes.into_iter().filter(|node| !node.is_dir) {

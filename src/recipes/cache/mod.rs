@@ -15,7 +15,11 @@
 //!    clients made of a URL know how, others by [`reopen`](crate::ClientBuilder::reopen). So is a
 //!    store that has refused (credentials, roles), after 5 to 30 s. A cache never stops for good
 //!    while it lives.
-//! 5. Each new value goes through the **decoder**. One that is refused, or at which the decoder
+//! 5. **A watch that says nothing** of what has happened (a server that lost an event, etcd#18089; a
+//!    member whose watches lag by more than 10 s) is found out: each 5 to 10 min the store is read
+//!    beside the watch and compared with what the watch had led to at that index. What differs is
+//!    logged, and told as one `Resync`.
+//! 6. Each new value goes through the **decoder**. One that is refused, or at which the decoder
 //!    panics, is told ([`Change::Bad`]) and changes nothing: the last good one stays.
 //!
 //! One watch for each prefix and client, whatever the number of caches, clones and subscribers:
@@ -36,7 +40,8 @@
 //! * A read of the cache is not linearizable. Who has just written, and wants to see it, waits with
 //!   [`Cache::caught_up_to`] for the index of the write.
 //! * [`Live`](CacheState::Live) is what the watch can tell: a server that falls silent is reported
-//!   by etcd v2's driver after 10 s (`watch_patience`).
+//!   by etcd's drivers after 10 s (`watch_patience`), and one that lags or loses an event is noticed
+//!   when the store is read beside the watch (5).
 //! * Between two lists only what came of it is seen, not each change.
 //! * Keys hidden below the prefix (a segment begins with `_`) are not seen. Directories are no
 //!   entries. Of keys that expire, only the end is seen, when the store tells it.
@@ -44,11 +49,12 @@
 //!   deleted and created in between while the history was lost.
 //!
 //! # Cost
-//! | | writes | requests on etcd v2 | on the embedded store |
+//! | | writes | requests on etcd v2 | on etcd v3, embedded |
 //! |---|---|---|---|
-//! | start | 0 | 2: a list (a proposal, because it is linearizable), a watch | 2 |
+//! | start | 0 | 2: a list (a proposal, because it is linearizable), a watch | 2: a list (1 for each 4 MB), a watch |
 //! | each change | 0 | 1 | 0 |
 //! | quiet | 0 | 1 each 30 s | 0 |
+//! | each 5 to 10 min, and at most 0.2 % of the time | 0 | 1: a list (a proposal) | 1: a list |
 //! | a read, another cache, a subscriber | 0 | 0 | 0 |
 //! | lost history | 0 | 2: a list, a watch | 2 |
 //!
@@ -64,12 +70,14 @@
 //! List and watch: etcd's and Kubernetes' reflectors. Comparing creations: CURATOR-911. The shape of
 //! resync events: `kube-runtime`'s watcher.
 
+mod audit;
 mod board;
 mod changes;
 mod disk;
 mod feed;
 mod fold;
 mod health;
+mod look;
 mod snapshot;
 mod typed;
 
@@ -93,6 +101,9 @@ use self::typed::{Decoder, Typed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Clock;
+
+/// Between two looks for an index that somebody waits for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The keys below a prefix, with their values as `T`. Made by
 /// [`Client::cache`](crate::Client::cache). Cloning is cheap and gives the same cache; with the last
@@ -127,7 +138,7 @@ struct Inner<T> {
     prefix: Key,
     board: Board<T, Items<T>>,
     clock: Clock,
-    _feed: Arc<Feed>,
+    feed: Arc<Feed>,
     _stop: DropGuard,
 }
 
@@ -152,10 +163,13 @@ impl<T: Send + Sync + 'static> Cache<T> {
     }
 
     /// Returns once the snapshot is at this index or later: after a write of one's own, when the
-    /// cache has it.
+    /// cache has it. With the index of a linearizable read of the store, what is read from the cache
+    /// afterwards is linearizable too.
     ///
-    /// On etcd v2 the index of a write *outside* the prefix is reached with the next change inside
-    /// or when the watch is renewed, within 30 s.
+    /// The index of a write *outside* the prefix is nothing that a watch tells of: after 100 ms the
+    /// prefix is read once more, and again while that does not succeed, with pauses that double up
+    /// to 30 s. (Signs of life of the watch would do, if etcd before 3.4.25 did not send them ahead
+    /// of events: etcd#15697.)
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed): the client was shut down.
@@ -167,10 +181,22 @@ impl<T: Send + Sync + 'static> Cache<T> {
             let reached = state.index.is_some_and(|now| now >= index);
             reached.then_some(())
         });
-        reached.await.ok_or_else(|| {
-            let error = Error::new(ErrorKind::Closed, "the client was shut down");
-            error.during("follow").at(&self.inner.prefix)
-        })
+        let look = async {
+            let mut pause = Duration::from_millis(100);
+            loop {
+                self.inner.clock.sleep(pause).await;
+                self.inner.feed.look_for(index);
+                pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            }
+        };
+        tokio::select! {
+            biased;
+            reached = reached => reached.ok_or_else(|| {
+                let error = Error::new(ErrorKind::Closed, "the client was shut down");
+                error.during("follow").at(&self.inner.prefix)
+            }),
+            () = look => Ok(()), // it never ends
+        }
     }
 
     /// All values at one index. Never waits.
@@ -326,7 +352,7 @@ impl<T: Send + Sync + 'static> CacheBuilder<T> {
             prefix,
             board,
             clock,
-            _feed: feed,
+            feed,
             _stop: guard,
         };
         Ok(Cache {
