@@ -2,8 +2,8 @@
 //! even if the store is not.
 //!
 //! ```sh
-//! cargo run --example config                              # embedded store
-//! cargo run --example config -- etcd2://127.0.0.1:2379    # etcd
+//! cargo run --example config                             # embedded store
+//! cargo run --example config -- etcd://127.0.0.1:2379    # etcd
 //! ```
 
 use std::error::Error as _;

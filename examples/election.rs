@@ -1,8 +1,8 @@
 //! Two replicas of a service, of which one leads; an observer sees who.
 //!
 //! ```sh
-//! cargo run --example election                              # embedded store
-//! cargo run --example election -- etcd2://127.0.0.1:2379    # etcd
+//! cargo run --example election                             # embedded store
+//! cargo run --example election -- etcd://127.0.0.1:2379    # etcd
 //! ```
 
 use std::time::Duration;

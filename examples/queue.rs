@@ -2,8 +2,8 @@
 //! one can never be sent and is set aside.
 //!
 //! ```sh
-//! cargo run --example queue                              # embedded store
-//! cargo run --example queue -- etcd2://127.0.0.1:2379    # etcd
+//! cargo run --example queue                             # embedded store
+//! cargo run --example queue -- etcd://127.0.0.1:2379    # etcd
 //! ```
 
 use std::time::Duration;

@@ -2,8 +2,8 @@
 //! one, and an operator buys two more while they wait.
 //!
 //! ```sh
-//! cargo run --example semaphore                              # embedded store
-//! cargo run --example semaphore -- etcd2://127.0.0.1:2379    # etcd, from as many machines as you like
+//! cargo run --example semaphore                             # embedded store
+//! cargo run --example semaphore -- etcd://127.0.0.1:2379    # etcd, from as many machines as you like
 //! ```
 
 use std::time::Duration;

@@ -2,8 +2,8 @@
 //! holds, and says what it had to leave.
 //!
 //! ```sh
-//! cargo run --example shutdown                              # embedded store
-//! cargo run --example shutdown -- etcd2://127.0.0.1:2379    # etcd
+//! cargo run --example shutdown                             # embedded store
+//! cargo run --example shutdown -- etcd://127.0.0.1:2379    # etcd
 //! ```
 //!
 //! A real one is told by SIGTERM or Ctrl-C; this one also tells itself after half a second.

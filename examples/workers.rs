@@ -1,8 +1,8 @@
 //! Three workers, one lock; the holder is killed, the next takes over.
 //!
 //! ```sh
-//! cargo run --example workers                              # embedded store, workers are threads
-//! cargo run --example workers -- etcd2://127.0.0.1:2379    # etcd, workers are processes
+//! cargo run --example workers                             # embedded store, workers are threads
+//! cargo run --example workers -- etcd://127.0.0.1:2379    # etcd, workers are processes
 //! ```
 
 use std::io::{BufRead, BufReader, Write};
@@ -56,7 +56,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             println!("{url}, {WORKERS} processes, TTL {TTL:?}");
             tell_story(|number, reports| Worker::process(number, url, reports))
         }
-        _ => Err("usage: workers [etcd2://host:port]".into()),
+        _ => Err("usage: workers [etcd://host:port]".into()),
     }
 }
 

@@ -7,6 +7,8 @@
 //!   and [`recipes::cache`].
 //! * [`store`] is the trait that every store implements; [`embedded`], [`etcd2`] and [`etcd3`] do.
 //! * [`StoreExt`] has the short verbs, the same over every store; a [`Watcher`] follows a tree.
+//! * [`etcd3`] says what etcd v3 costs, which versions and permissions it needs, and what is not
+//!   supported; [`etcd2`] does so for v2. v2 and v3 of one etcd are two stores.
 //! * `etcd2::client` is the complete client of etcd's v2 API, with a table for those who come from
 //!   python-etcd. [`StoreUrl`] has the forms of store URLs.
 //! * [`Error`] says what happened, to which key, on which server; match on [`ErrorKind`].
@@ -27,9 +29,9 @@
 //! | `tenure::cache` | `warn`: `bad value` (`key`, `error`, `cause`), `the watch ended` (`prefix`, `error`, `retry_in`), `not taken` and `not kept` (`error`): the file |
 //! | `tenure::watcher` | `interrupted` (`key`, `error`) |
 //! | `tenure::janitor` | `withdrawal failed` (`dir`, `tag`, `error`); `warn`: a ticket left to its TTL |
-//! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `trace`: `answered`, `poll open` (`status`) |
+//! | `tenure::transport` | `no answer`, `poll failed` (`server`, `path`, `reason`, `took`); `discovered` (`domain`, `endpoints`); `trace`: `answered`, `poll open` (`status`) |
 //! | `tenure::etcd3` | `watches interrupted` (`watches`, `error`) |
-//! | `tenure::etcd2` | `watch interrupted`, `resync interrupted` (`key`, `error`), `discovered` (`domain`, `endpoints`); `warn`: the members' clocks differ by more than `max_skew` (`spread`, `ahead`, `behind`) |
+//! | `tenure::etcd2` | `watch interrupted`, `resync interrupted` (`key`, `error`), `warn`: the members' clocks differ by more than `max_skew` (`spread`, `ahead`, `behind`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing))]
 

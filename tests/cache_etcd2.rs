@@ -29,6 +29,7 @@ async fn world() -> (suite::World, Etcd) {
         suite::World {
             open: Box::new(open),
             runtime: Runtime::default(),
+            forget: Box::new(|_| {}),
         },
         server,
     )

@@ -2,44 +2,52 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use cli::{Api, Place, Reached, etcdctl, now};
 use common::etcd::Etcd;
 use serde_json::Value;
-use tenure::runtime::{Clock, Instant};
 
-fn now() -> Instant {
-    Clock::boot().now()
+on_both! {
+    a_key_is_written_read_listed_and_deleted,
+    conditions_decide_and_say_so_in_the_exit_code,
+    a_time_to_live_goes_only_when_asked_to,
+    what_is_appended_comes_in_order,
+    a_watch_tells_each_change_as_it_comes,
+    a_cluster_tells_of_itself,
+    the_password_comes_from_the_environment_or_a_file_and_shows_nowhere,
+    a_bench_prints_one_object_with_all_that_is_promised,
+    traces_go_to_standard_error_and_only_when_asked_for,
 }
 
-fn tenure(etcd: &Etcd) -> Command {
+fn tenure(etcd: &Place) -> Command {
     let mut command = Command::new("env");
     command.arg("--default-signal=INT");
     command.arg(env!("CARGO_BIN_EXE_tenure"));
-    command.env(
-        "TENURE_STORE",
-        format!("{}/pre", etcd.url().replace("http", "etcd2")),
-    );
+    command.env("TENURE_STORE", format!("{}/pre", etcd.store()));
     command.stdin(Stdio::null());
     command
 }
 
-fn run(etcd: &Etcd, arguments: &[&str]) -> Output {
+fn run(etcd: &Place, arguments: &[&str]) -> Output {
     tenure(etcd).args(arguments).output().unwrap()
 }
 
 /// What it says, if it ends well.
-fn said(etcd: &Etcd, arguments: &[&str]) -> String {
+fn said(etcd: &Place, arguments: &[&str]) -> String {
     let output = run(etcd, arguments);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn code(etcd: &Etcd, arguments: &[&str]) -> i32 {
+fn code(etcd: &Place, arguments: &[&str]) -> i32 {
     let output = run(etcd, arguments);
     let code = output.status.code().unwrap();
     assert_eq!(
@@ -50,26 +58,26 @@ fn code(etcd: &Etcd, arguments: &[&str]) -> i32 {
     code
 }
 
-fn json(etcd: &Etcd, arguments: &[&str]) -> Vec<Value> {
+fn json(etcd: &Place, arguments: &[&str]) -> Vec<Value> {
     let text = said(etcd, &[&["--format", "json"], arguments].concat());
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
 
-#[test]
-fn a_key_is_written_read_listed_and_deleted() {
-    let etcd = Etcd::start();
+fn a_key_is_written_read_listed_and_deleted(api: Api) {
+    let etcd = api.start();
     assert_eq!(said(&etcd, &["set", "/a/b", "hello"]), "");
     assert_eq!(
         said(&etcd, &["get", "a/b"]),
         "hello\n",
         "the leading slash is optional"
     );
-    assert!(
-        etcd.http("/v2/keys/pre/a/b").unwrap().1.contains("hello"),
-        "below the prefix"
-    );
+    let seen = match api {
+        Api::V2 => etcd.http("/v2/keys/pre/a/b").unwrap().1,
+        Api::V3 => etcdctl(&etcd, &["get", "/pre/a/b"]),
+    };
+    assert!(seen.contains("hello"), "below the prefix");
     said(&etcd, &["set", "/a/c/d", "deep"]);
     assert_eq!(said(&etcd, &["ls"]), "/a/\n");
     assert_eq!(said(&etcd, &["ls", "/a"]), "/a/b\n/a/c/\n");
@@ -98,9 +106,8 @@ fn a_key_is_written_read_listed_and_deleted() {
     }
 }
 
-#[test]
-fn conditions_decide_and_say_so_in_the_exit_code() {
-    let etcd = Etcd::start();
+fn conditions_decide_and_say_so_in_the_exit_code(api: Api) {
+    let etcd = api.start();
     assert_eq!(code(&etcd, &["update", "/k", "v"]), 1, "it is not there");
     assert_eq!(code(&etcd, &["create", "/k", "1"]), 0);
     assert_eq!(code(&etcd, &["create", "/k", "2"]), 1);
@@ -121,13 +128,19 @@ fn conditions_decide_and_say_so_in_the_exit_code() {
     assert_eq!(code(&etcd, &["rm", "/k", "--prev-value", "3"]), 0);
 }
 
-#[test]
-fn a_time_to_live_goes_only_when_asked_to() {
-    let etcd = Etcd::start();
+fn a_time_to_live_goes_only_when_asked_to(api: Api) {
+    let etcd = api.start();
     let ttl = |key: &str| {
-        json(&etcd, &["get", key])[0]
-            .get("ttl_s")
-            .and_then(Value::as_f64)
+        let node = &json(&etcd, &["get", key])[0];
+        match node.get("lease").and_then(Value::as_str) {
+            // v3 tells how long a lease has left, of keys only their lease.
+            Some(lease) => {
+                let told = etcdctl(&etcd, &["lease", "timetolive", lease]);
+                let left = told.split("remaining(").nth(1).unwrap();
+                Some(left.split('s').next().unwrap().parse().unwrap())
+            }
+            None => node.get("ttl_s").and_then(Value::as_f64),
+        }
     };
     said(&etcd, &["set", "/k", "1", "--ttl", "100s"]);
     said(&etcd, &["set", "/k", "2"]);
@@ -144,9 +157,8 @@ fn a_time_to_live_goes_only_when_asked_to() {
     assert_eq!(code(&etcd, &["set", "/k", "7", "--ttl", "1ms"]), 64);
 }
 
-#[test]
-fn what_is_appended_comes_in_order() {
-    let etcd = Etcd::start();
+fn what_is_appended_comes_in_order(api: Api) {
+    let etcd = api.start();
     let first = said(&etcd, &["append", "/queue", "one"]);
     let mut append = tenure(&etcd);
     append
@@ -166,9 +178,8 @@ fn what_is_appended_comes_in_order() {
     assert_eq!(said(&etcd, &["get", second.trim()]), "two\nlines\n");
 }
 
-#[test]
-fn a_watch_tells_each_change_as_it_comes() {
-    let etcd = Etcd::start();
+fn a_watch_tells_each_change_as_it_comes(api: Api) {
+    let etcd = api.start();
     said(&etcd, &["set", "/w/a", "1"]);
     let from = json(&etcd, &["get", "/w/a"])[0]["modified"].to_string();
     let mut watch = tenure(&etcd);
@@ -181,7 +192,12 @@ fn a_watch_tells_each_change_as_it_comes() {
     assert_eq!(next(), "put /w/a 1");
     said(&etcd, &["set", "/w/b", "2", "--ttl", "1s"]);
     assert_eq!(next(), "put /w/b 2");
-    assert_eq!(next(), "expire /w/b");
+    let gone = match api {
+        Api::V2 => "expire /w/b",
+        // v3 does not tell an expiry from a deletion.
+        Api::V3 => "delete /w/b",
+    };
+    assert_eq!(next(), gone);
     said(&etcd, &["rm", "/w/a"]);
     assert_eq!(next(), "delete /w/a");
     assert!(
@@ -203,14 +219,17 @@ fn a_watch_tells_each_change_as_it_comes() {
     assert_eq!(two.len(), 2);
 }
 
-#[test]
-fn a_cluster_tells_of_itself() {
+fn a_cluster_tells_of_itself(api: Api) {
     let mut members = Etcd::start_three();
     let urls: Vec<String> = members
         .iter()
         .map(|it| it.url().replace("http://", ""))
         .collect();
-    let store = format!("etcd2://{}", urls.join(","));
+    let scheme = match api {
+        Api::V2 => "etcd2",
+        Api::V3 => "etcd",
+    };
+    let store = format!("{scheme}://{}", urls.join(","));
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
         let output = command
@@ -240,10 +259,21 @@ fn a_cluster_tells_of_itself() {
         .map(|it| serde_json::from_str(it).unwrap())
         .collect();
     assert_eq!(code, Some(0));
-    assert!(
-        stats[0]["state"].is_string() && stats[1]["watchers"].is_u64(),
-        "{told}"
-    );
+    match api {
+        Api::V2 => assert!(
+            stats[0]["state"].is_string() && stats[1]["watchers"].is_u64(),
+            "{told}"
+        ),
+        Api::V3 => {
+            let leaders = stats.iter().filter(|it| it["leads"] == true).count();
+            assert_eq!((stats.len(), leaders), (3, 1), "{told}");
+            assert!(
+                stats[0]["version"].as_str().unwrap().starts_with("3."),
+                "{told}"
+            );
+            assert!(stats[0]["db_size"].as_u64() > Some(0), "{told}");
+        }
+    }
     members[2].stop();
     // If it led, the others need an election first.
     let start = now();
@@ -257,9 +287,14 @@ fn a_cluster_tells_of_itself() {
     }
 }
 
-#[test]
-fn the_password_comes_from_the_environment_or_a_file_and_shows_nowhere() {
-    let etcd = Etcd::start();
+/// From now on nobody may do anything but root, whose password is `se cret`.
+fn guard(etcd: &Place) {
+    if etcd.api == Api::V3 {
+        etcdctl(etcd, &["user", "add", "root:se cret"]);
+        etcdctl(etcd, &["user", "grant-role", "root", "root"]);
+        etcdctl(etcd, &["auth", "enable"]);
+        return;
+    }
     let user = r#"{"user":"root","password":"se cret"}"#;
     assert_eq!(
         etcd.json("PUT", "/v2/auth/users/root", user).unwrap().0,
@@ -274,6 +309,11 @@ fn the_password_comes_from_the_environment_or_a_file_and_shows_nowhere() {
             .0,
         200
     );
+}
+
+fn the_password_comes_from_the_environment_or_a_file_and_shows_nowhere(api: Api) {
+    let etcd = api.start();
+    guard(&etcd);
     assert_eq!(code(&etcd, &["set", "/k", "v"]), 77);
     let as_root = |password: &str| {
         let mut command = tenure(&etcd);
@@ -340,9 +380,12 @@ fn what_would_be_lost_with_the_process_is_refused() {
     );
 }
 
-#[test]
-fn a_bench_prints_one_object_with_all_that_is_promised() {
-    let etcd = Etcd::start();
+fn a_bench_prints_one_object_with_all_that_is_promised(api: Api) {
+    let etcd = api.start();
+    let name = match api {
+        Api::V2 => "etcd2",
+        Api::V3 => "etcd3",
+    };
     let all = [
         "put",
         "get",
@@ -368,7 +411,7 @@ fn a_bench_prints_one_object_with_all_that_is_promised() {
             "{line}"
         );
         assert!(line["p50_us"].as_u64() <= line["p99_us"].as_u64(), "{line}");
-        assert!(line["store"].as_str().unwrap().contains("etcd2") && line["secs"].is_f64());
+        assert!(line["store"].as_str().unwrap().contains(name) && line["secs"].is_f64());
         if matches!(what, "contend" | "elect") {
             assert_eq!(line["violations"], 0, "{line}");
         }
@@ -390,9 +433,8 @@ fn a_bench_prints_one_object_with_all_that_is_promised() {
     );
 }
 
-#[test]
-fn traces_go_to_standard_error_and_only_when_asked_for() {
-    let etcd = Etcd::start();
+fn traces_go_to_standard_error_and_only_when_asked_for(api: Api) {
+    let etcd = api.start();
     let mut traced = tenure(&etcd);
     traced
         .args(["set", "/k", "v"])
@@ -401,8 +443,12 @@ fn traces_go_to_standard_error_and_only_when_asked_for() {
     assert_eq!(output.status.code(), Some(0));
     assert!(output.stdout.is_empty());
     let told = String::from_utf8(output.stderr).unwrap();
+    let what = match api {
+        Api::V2 => "/k",
+        Api::V3 => "/etcdserverpb.KV/Txn",
+    };
     assert!(
-        told.contains("tenure::transport") && told.contains("/k"),
+        told.contains("tenure::transport") && told.contains(what),
         "{told}"
     );
     assert!(run(&etcd, &["set", "/k", "v"]).stderr.is_empty());
@@ -410,9 +456,16 @@ fn traces_go_to_standard_error_and_only_when_asked_for() {
 
 #[test]
 fn the_binary_explains_itself() {
-    let etcd = Etcd::start();
+    let etcd = Api::V3.start();
     let help = said(&etcd, &["--help"]);
-    for word in ["lock", "watch", "bench", "TENURE_STORE", "etcd2s://"] {
+    for word in [
+        "lock",
+        "watch",
+        "bench",
+        "TENURE_STORE",
+        "etcds://",
+        "etcd2s://",
+    ] {
         assert!(help.contains(word), "{word}");
     }
     assert!(said(&etcd, &["lock", "--help"]).contains("TENURE_TOKEN"));

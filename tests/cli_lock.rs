@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -11,12 +12,24 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use cli::{Directory, PATIENCE, code, ended, is_alive, lines, lock, now, signal, tenure, tickets};
-use common::etcd::Etcd;
+use cli::{
+    Api, Directory, PATIENCE, code, ended, is_alive, lines, lock, now, signal, tenure, tickets,
+};
 
-#[test]
-fn two_shells_hold_one_at_a_time_with_rising_tokens() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+on_both! {
+    two_shells_hold_one_at_a_time_with_rising_tokens,
+    exit_codes_tell_what_happened,
+    a_lock_that_is_taken_is_not_waited_for_longer_than_asked,
+    the_command_finds_name_key_and_token_and_nothing_of_what_it_left_stays,
+    a_signal_is_passed_on_and_the_lock_given_back_when_the_command_has_ended,
+    who_is_told_to_end_while_waiting_leaves_the_line,
+    a_command_that_outlasts_many_terms_is_left_alone,
+    a_raw_name_is_the_line_itself,
+    an_interrupt_at_any_moment_leaves_no_ticket_and_no_process,
+}
+
+fn two_shells_hold_one_at_a_time_with_rising_tokens(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let log = files.file("log");
     let script = format!(
         "echo begin $TENURE_TOKEN >> {log}; echo end $TENURE_TOKEN >> {log}",
@@ -50,9 +63,8 @@ fn two_shells_hold_one_at_a_time_with_rising_tokens() {
     assert_eq!(tickets(&etcd, "shell"), [""; 0]);
 }
 
-#[test]
-fn exit_codes_tell_what_happened() {
-    let etcd = Etcd::start();
+fn exit_codes_tell_what_happened(api: Api) {
+    let etcd = api.start();
     let run = |arguments: &[&str]| code(&tenure(&etcd).args(arguments).output().unwrap());
     assert_eq!(run(&["lock", "n", "--", "sh", "-c", "exit 7"]), 7);
     assert_eq!(run(&["lock", "n", "--", "sh", "-c", "kill -9 $$"]), 137);
@@ -68,6 +80,10 @@ fn exit_codes_tell_what_happened() {
         run(&["--store", "etcd2://127.0.0.1:1", "lock", "n", "--", "true"]),
         69
     );
+    assert_eq!(
+        run(&["--store", "etcd://127.0.0.1:1", "lock", "n", "--", "true"]),
+        69
+    );
     assert_eq!(run(&["--store", "nonsense", "lock", "n", "--", "true"]), 64);
     assert_eq!(run(&["lock", "--help"]), 0);
     let no_store = tenure(&etcd)
@@ -78,15 +94,14 @@ fn exit_codes_tell_what_happened() {
     assert_eq!(code(&no_store), 64);
     let said = String::from_utf8_lossy(&no_store.stderr).into_owned();
     assert!(
-        said.contains("etcd2://") && said.contains("embedded:"),
+        said.contains(" etcd://") && said.contains("etcd2://") && said.contains("embedded:"),
         "{said}"
     );
     assert_eq!(tickets(&etcd, "n"), [""; 0]);
 }
 
-#[test]
-fn a_lock_that_is_taken_is_not_waited_for_longer_than_asked() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_lock_that_is_taken_is_not_waited_for_longer_than_asked(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let ready = files.file("ready");
     let script = format!("echo up >> {}; read wait", ready.display());
     let mut holder = lock(&etcd, &["n"], &script)
@@ -110,9 +125,8 @@ fn a_lock_that_is_taken_is_not_waited_for_longer_than_asked() {
     );
 }
 
-#[test]
-fn the_command_finds_name_key_and_token_and_nothing_of_what_it_left_stays() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn the_command_finds_name_key_and_token_and_nothing_of_what_it_left_stays(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let left = files.file("left");
     let script = format!(
         "echo $TENURE_NAME $TENURE_KEY $TENURE_TOKEN; \
@@ -132,7 +146,12 @@ fn the_command_finds_name_key_and_token_and_nothing_of_what_it_left_stays() {
     let words: Vec<&str> = said.split_whitespace().collect();
     assert_eq!(words[0], "jobs/7");
     let token: u64 = words[2].parse().unwrap();
-    assert!(words[1].ends_with(&format!("/{token:020}")), "{said}");
+    assert!(words[1].starts_with("/_locks/jobs%2F7/"), "{said}");
+    match api {
+        Api::V2 => assert!(words[1].ends_with(&format!("/{token:020}")), "{said}"),
+        // `<lease>-<nonce>`; the token is the revision of its creation.
+        Api::V3 => assert!(words[1].contains('-') && token > 1, "{said}"),
+    }
     let pid = fs::read_to_string(left).unwrap();
     assert!(
         !is_alive(pid.trim()),
@@ -140,9 +159,8 @@ fn the_command_finds_name_key_and_token_and_nothing_of_what_it_left_stays() {
     );
 }
 
-#[test]
-fn a_signal_is_passed_on_and_the_lock_given_back_when_the_command_has_ended() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_signal_is_passed_on_and_the_lock_given_back_when_the_command_has_ended(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (ready, order) = (files.file("ready"), files.file("order"));
     for (name, number) in [("-TERM", 15), ("-INT", 2), ("-HUP", 1), ("-QUIT", 3)] {
         let _ = fs::remove_file(&ready);
@@ -165,9 +183,8 @@ fn a_signal_is_passed_on_and_the_lock_given_back_when_the_command_has_ended() {
     assert_eq!(tickets(&etcd, "n"), [""; 0]);
 }
 
-#[test]
-fn who_is_told_to_end_while_waiting_leaves_the_line() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn who_is_told_to_end_while_waiting_leaves_the_line(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let ready = files.file("ready");
     let script = format!("echo up >> {}; read wait", ready.display());
     let mut holder = lock(&etcd, &["n"], &script)
@@ -198,9 +215,8 @@ fn who_is_told_to_end_while_waiting_leaves_the_line() {
     assert_eq!(ended(holder), Some(1));
 }
 
-#[test]
-fn a_command_that_outlasts_many_terms_is_left_alone() {
-    let etcd = Etcd::start();
+fn a_command_that_outlasts_many_terms_is_left_alone(api: Api) {
+    let etcd = api.start();
     // Each second a term is renewed; without that it would be dead after two.
     let output = lock(&etcd, &["n", "--ttl", "3s"], "sleep 7; echo done")
         .output()
@@ -212,20 +228,25 @@ fn a_command_that_outlasts_many_terms_is_left_alone() {
     );
 }
 
-#[test]
-fn a_raw_name_is_the_line_itself() {
-    let etcd = Etcd::start();
+fn a_raw_name_is_the_line_itself(api: Api) {
+    let etcd = api.start();
     let script = "echo $TENURE_KEY";
     let output = lock(&etcd, &["/elsewhere/line", "--raw"], script)
         .output()
         .unwrap();
     let key = String::from_utf8(output.stdout).unwrap();
-    assert!(key.starts_with("/elsewhere/line/000"), "{key}");
+    let begin = match api {
+        Api::V2 => "/elsewhere/line/000",
+        Api::V3 => "/elsewhere/line/",
+    };
+    assert!(
+        key.starts_with(begin) && key.matches('/').count() == 3,
+        "{key}"
+    );
 }
 
-#[test]
-fn an_interrupt_at_any_moment_leaves_no_ticket_and_no_process() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn an_interrupt_at_any_moment_leaves_no_ticket_and_no_process(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let pids = files.file("pids");
     let script = format!("echo $$ >> {}; sleep 0.05", pids.display());
     let random = fastrand::Rng::with_seed(7);

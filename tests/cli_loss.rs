@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -12,8 +13,19 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use cli::{Directory, PATIENCE, code, ended, lines, lock, now, signal, tickets};
-use common::etcd::Etcd;
+use cli::{
+    Api, Directory, PATIENCE, Place, code, ended, etcdctl, lines, lock, now, signal, tickets,
+};
+use tenure::runtime::Clock;
+
+on_both! {
+    a_command_is_dead_before_another_holds_when_its_holder_is_stopped,
+    a_command_is_dead_before_another_holds_when_its_holder_is_killed,
+    a_command_is_killed_when_its_ticket_is_deleted_by_hand,
+    a_command_is_dead_before_the_deadline_when_etcd_is_away,
+    a_command_does_not_outlive_its_guardian,
+    a_command_is_killed_from_above_when_its_guardian_is_stopped,
+}
 
 /// What is done to a holder.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +40,8 @@ enum Blow {
 
 /// A command that ignores TERM, with a grandchild in a session of its own that does so too; both
 /// leave their marks. Another waits for the lock, and marks when it has it.
-fn overlap_after(blow: Blow) {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn overlap_after(api: Api, blow: Blow) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (marks, next) = (files.file("marks"), files.file("next"));
     let beat = format!(
         "trap '' TERM INT HUP; while :; do date +%s%N >> {}; sleep 0.01; done",
@@ -53,7 +65,7 @@ fn overlap_after(blow: Blow) {
         thread::sleep(Duration::from_millis(5));
     }
     let ticket = tickets(&etcd, "n")[0].clone();
-    let token: u64 = ticket.rsplit('/').next().unwrap().parse().unwrap();
+    let token = token_of(&etcd, &ticket);
     let guardian = || {
         let own = holder.id().to_string();
         let output = Command::new("pgrep").args(["-P", &own]).output().unwrap();
@@ -72,15 +84,13 @@ fn overlap_after(blow: Blow) {
         Blow::Stopped => signal(&holder, "-STOP"),
         Blow::Killed => signal(&holder, "-KILL"),
         Blow::Deleted => {
-            etcd.request("DELETE", &format!("/v2/keys{ticket}"), "")
-                .unwrap();
+            delete(&etcd, &ticket);
         }
         Blow::Cut => etcd.pause(),
         Blow::GuardianKilled => kill(&guardian(), "-KILL"),
         Blow::GuardianStopped => {
             kill(&guardian(), "-STOP");
-            etcd.request("DELETE", &format!("/v2/keys{ticket}"), "")
-                .unwrap();
+            delete(&etcd, &ticket);
         }
     }
     if blow == Blow::Cut {
@@ -136,16 +146,51 @@ fn overlap_after(blow: Blow) {
     }
 }
 
+fn delete(etcd: &Place, ticket: &str) {
+    match etcd.api {
+        Api::V2 => {
+            let path = format!("/v2/keys{ticket}");
+            etcd.request("DELETE", &path, "").unwrap();
+        }
+        Api::V3 => assert_eq!(etcdctl(etcd, &["del", ticket]), "1\n"),
+    }
+}
+
+fn token_of(etcd: &Place, ticket: &str) -> u64 {
+    match etcd.api {
+        Api::V2 => ticket.rsplit('/').next().unwrap().parse().unwrap(),
+        Api::V3 => field(
+            &etcdctl(etcd, &["get", ticket, "-w", "fields"]),
+            "CreateRevision",
+        ),
+    }
+}
+
+/// A number of `etcdctl -w fields`.
+fn field(fields: &str, name: &str) -> u64 {
+    let begin = format!("\"{name}\" : ");
+    let line = fields.lines().find_map(|it| it.strip_prefix(&begin));
+    line.unwrap().parse().unwrap()
+}
+
 /// The safe deadline of a ticket that is renewed no more, by the wall clock: its end at the server,
 /// which counts from the last renewal, less the margin of a TTL of 3 s.
-fn safe_until(etcd: &Etcd, ticket: &str) -> u128 {
+fn safe_until(etcd: &Place, ticket: &str) -> u128 {
+    let margin = Duration::from_millis(500 + 20 + 15).as_nanos();
+    if etcd.api == Api::V3 {
+        let fields = etcdctl(etcd, &["get", ticket, "-w", "fields"]);
+        let lease = format!("{:x}", field(&fields, "Lease"));
+        let fields = etcdctl(etcd, &["lease", "timetolive", &lease, "-w", "fields"]);
+        let now = Clock::boot().wall();
+        // In whole seconds, cut off; the lease is revoked up to half a second late.
+        return (now + Duration::from_secs(field(&fields, "TTL") + 1)).as_nanos();
+    }
     let (_, body) = etcd.http(&format!("/v2/keys{ticket}")).unwrap();
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     let end = body["node"]["expiration"].as_str().unwrap();
     let output = Command::new("date").args(["+%s%N", "-d", end]).output();
     let end = String::from_utf8(output.unwrap().stdout).unwrap();
-    let margin = Duration::from_millis(500 + 20 + 15);
-    end.trim().parse::<u128>().unwrap() - margin.as_nanos()
+    end.trim().parse::<u128>().unwrap() - margin
 }
 
 fn last_mark(marks: &Path) -> u128 {
@@ -159,32 +204,26 @@ fn silent_since(marks: &Path, last: u128) -> bool {
     last_mark(marks) == last
 }
 
-#[test]
-fn a_command_is_dead_before_another_holds_when_its_holder_is_stopped() {
-    overlap_after(Blow::Stopped);
+fn a_command_is_dead_before_another_holds_when_its_holder_is_stopped(api: Api) {
+    overlap_after(api, Blow::Stopped);
 }
 
-#[test]
-fn a_command_is_dead_before_another_holds_when_its_holder_is_killed() {
-    overlap_after(Blow::Killed);
+fn a_command_is_dead_before_another_holds_when_its_holder_is_killed(api: Api) {
+    overlap_after(api, Blow::Killed);
 }
 
-#[test]
-fn a_command_is_killed_when_its_ticket_is_deleted_by_hand() {
-    overlap_after(Blow::Deleted);
+fn a_command_is_killed_when_its_ticket_is_deleted_by_hand(api: Api) {
+    overlap_after(api, Blow::Deleted);
 }
 
-#[test]
-fn a_command_is_dead_before_the_deadline_when_etcd_is_away() {
-    overlap_after(Blow::Cut);
+fn a_command_is_dead_before_the_deadline_when_etcd_is_away(api: Api) {
+    overlap_after(api, Blow::Cut);
 }
 
-#[test]
-fn a_command_does_not_outlive_its_guardian() {
-    overlap_after(Blow::GuardianKilled);
+fn a_command_does_not_outlive_its_guardian(api: Api) {
+    overlap_after(api, Blow::GuardianKilled);
 }
 
-#[test]
-fn a_command_is_killed_from_above_when_its_guardian_is_stopped() {
-    overlap_after(Blow::GuardianStopped);
+fn a_command_is_killed_from_above_when_its_guardian_is_stopped(api: Api) {
+    overlap_after(api, Blow::GuardianStopped);
 }

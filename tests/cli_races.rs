@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -14,9 +15,25 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use cli::{Directory, PATIENCE, code, ended, is_alive, lines, lock, now, signal, tenure, tickets};
-use common::etcd::Etcd;
+use cli::{
+    Api, Directory, PATIENCE, Reached, code, ended, is_alive, lines, lock, now, signal, tenure,
+    tickets,
+};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+on_both! {
+    a_healthy_command_is_never_asked_to_end_however_short_the_ttl,
+    what_a_command_left_behind_has_its_grace_once_though_the_lock_is_renewed,
+    a_command_is_asked_once_to_end_and_in_time,
+    a_signal_to_all_processes_of_a_service_is_the_commands_to_heed,
+    a_stopped_command_heeds_a_signal,
+    what_is_ignored_at_the_start_stays_ignored,
+    a_binary_that_is_replaced_while_it_waits_still_runs_its_command,
+    a_lock_inside_a_lock_passes_the_code_and_both_end_with_the_outer_one,
+    a_password_is_not_in_the_commands_environment,
+    a_command_without_standard_input_or_with_any_bytes_for_arguments_runs,
+    a_process_whose_first_thread_has_ended_is_found_and_ended_too,
+}
 
 fn guardian(holder: &Child) -> String {
     let output = Command::new("pgrep")
@@ -36,9 +53,8 @@ fn state(pid: &str) -> char {
     stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
 }
 
-#[test]
-fn a_healthy_command_is_never_asked_to_end_however_short_the_ttl() {
-    let etcd = Etcd::start();
+fn a_healthy_command_is_never_asked_to_end_however_short_the_ttl(api: Api) {
+    let etcd = api.start();
     thread::scope(|scope| {
         for options in [
             &["1", "--ttl", "1s"][..],
@@ -58,9 +74,8 @@ fn a_healthy_command_is_never_asked_to_end_however_short_the_ttl() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("500ms"));
 }
 
-#[test]
-fn what_a_command_left_behind_has_its_grace_once_though_the_lock_is_renewed() {
-    let etcd = Etcd::start();
+fn what_a_command_left_behind_has_its_grace_once_though_the_lock_is_renewed(api: Api) {
+    let etcd = api.start();
     let script = "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' & sleep 0.2";
     let start = now();
     let output = lock(&etcd, &["n", "--ttl", "3s", "--grace", "1s"], script).output();
@@ -71,9 +86,8 @@ fn what_a_command_left_behind_has_its_grace_once_though_the_lock_is_renewed() {
     );
 }
 
-#[test]
-fn a_command_is_asked_once_to_end_and_in_time() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_command_is_asked_once_to_end_and_in_time(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let log = files.file("log");
     let script = format!(
         "import os, signal, time\n\
@@ -105,9 +119,8 @@ fn a_command_is_asked_once_to_end_and_in_time() {
     );
 }
 
-#[test]
-fn a_signal_to_all_processes_of_a_service_is_the_commands_to_heed() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_signal_to_all_processes_of_a_service_is_the_commands_to_heed(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (ready, done) = (files.file("ready"), files.file("done"));
     for name in ["-TERM", "-INT", "-HUP", "-QUIT"] {
         let script = format!(
@@ -127,9 +140,8 @@ fn a_signal_to_all_processes_of_a_service_is_the_commands_to_heed() {
     }
 }
 
-#[test]
-fn a_stopped_command_heeds_a_signal() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_stopped_command_heeds_a_signal(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let ready = files.file("ready");
     let script = format!("echo $$ >> {}; exec sleep 1000", ready.display());
     let holder = lock(&etcd, &["n"], &script).spawn().unwrap();
@@ -144,11 +156,10 @@ fn a_stopped_command_heeds_a_signal() {
     assert_eq!(tickets(&etcd, "n"), [""; 0]);
 }
 
-#[test]
-fn what_is_ignored_at_the_start_stays_ignored() {
-    let etcd = Etcd::start();
+fn what_is_ignored_at_the_start_stays_ignored(api: Api) {
+    let etcd = api.start();
     let mut command = Command::new("sh");
-    command.env("TENURE_STORE", etcd.url().replace("http", "etcd2"));
+    command.env("TENURE_STORE", etcd.store());
     // Signals 1, 2 and 3: as under `nohup`, and behind the `&` of a script.
     let script = r#"trap "" HUP INT QUIT; exec "$0" lock n -- grep SigIgn /proc/self/status"#;
     let output = command
@@ -172,9 +183,8 @@ fn what_is_ignored_at_the_start_stays_ignored() {
     );
 }
 
-#[test]
-fn a_binary_that_is_replaced_while_it_waits_still_runs_its_command() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_binary_that_is_replaced_while_it_waits_still_runs_its_command(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (binary, ready) = (files.file("tenure"), files.file("ready"));
     fs::copy(env!("CARGO_BIN_EXE_tenure"), &binary).unwrap();
     let script = format!("echo up >> {}; read wait", ready.display());
@@ -184,7 +194,7 @@ fn a_binary_that_is_replaced_while_it_waits_still_runs_its_command() {
         .unwrap();
     lines(&ready, 1);
     let waiter = Command::new(&binary)
-        .env("TENURE_STORE", etcd.url().replace("http", "etcd2"))
+        .env("TENURE_STORE", etcd.store())
         .args(["lock", "n", "--", "sh", "-c", "exit 5"])
         .spawn()
         .unwrap();
@@ -232,9 +242,8 @@ fn a_command_is_not_started_after_its_deadline() {
     assert!(mark.exists());
 }
 
-#[test]
-fn a_lock_inside_a_lock_passes_the_code_and_both_end_with_the_outer_one() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_lock_inside_a_lock_passes_the_code_and_both_end_with_the_outer_one(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let binary = env!("CARGO_BIN_EXE_tenure");
     let inner = |script: &str| format!("exec {binary} lock in -- sh -c '{script}'");
     let output = lock(&etcd, &["out"], &inner("echo $TENURE_NAME; exit 9")).output();
@@ -261,9 +270,8 @@ fn a_lock_inside_a_lock_passes_the_code_and_both_end_with_the_outer_one() {
     }
 }
 
-#[test]
-fn a_password_is_not_in_the_commands_environment() {
-    let etcd = Etcd::start();
+fn a_password_is_not_in_the_commands_environment(api: Api) {
+    let etcd = api.start();
     let mut command = lock(&etcd, &["n"], "env; cat /proc/$PPID/environ");
     let output = command.env("TENURE_PASSWORD", "se-cret").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -273,11 +281,10 @@ fn a_password_is_not_in_the_commands_environment() {
     );
 }
 
-#[test]
-fn a_command_without_standard_input_or_with_any_bytes_for_arguments_runs() {
-    let etcd = Etcd::start();
+fn a_command_without_standard_input_or_with_any_bytes_for_arguments_runs(api: Api) {
+    let etcd = api.start();
     let mut command = Command::new("sh");
-    command.env("TENURE_STORE", etcd.url().replace("http", "etcd2"));
+    command.env("TENURE_STORE", etcd.store());
     let script = r#"exec "$0" lock n -- sh -c 'cat; printf %s "$0"' "$(printf '\377')" <&-"#;
     let output = command
         .args(["-c", script, env!("CARGO_BIN_EXE_tenure")])
@@ -290,9 +297,8 @@ fn a_command_without_standard_input_or_with_any_bytes_for_arguments_runs() {
     );
 }
 
-#[test]
-fn a_process_whose_first_thread_has_ended_is_found_and_ended_too() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_process_whose_first_thread_has_ended_is_found_and_ended_too(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let left = files.file("left");
     // It looks like a process that has ended, and another of its threads lives on.
     let program = "import ctypes, os, sys, threading, time\n\

@@ -1,8 +1,9 @@
-//! `tenure elect`, `leader`, `status` and `watch --cache` as a person at a shell meets them, on a
-//! real etcd.
+//! `tenure elect`, `leader`, `semaphore`, `status` and `watch --cache` as a person at a shell meets
+//! them, through both APIs of a real etcd.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -11,18 +12,26 @@ use std::fs;
 use std::process::Stdio;
 
 use cli::{
-    Directory, children, code, ended, is_alive, lines, lock, said, signal, tenure, under, until,
+    Api, Directory, children, code, ended, is_alive, lines, lock, said, signal, tenure, under,
+    until,
 };
 use common::etcd::Etcd;
 use serde_json::Value;
+
+on_both! {
+    a_leader_runs_its_command_and_others_see_who_it_is,
+    what_a_leader_runs_is_dead_before_another_leads,
+    what_holds_the_last_permit_is_dead_before_another_has_it,
+    as_many_commands_run_as_there_are_permits,
+    status_tells_who_holds_and_who_waits,
+}
 
 fn json(line: &str) -> Value {
     serde_json::from_str(line).unwrap()
 }
 
-#[test]
-fn a_leader_runs_its_command_and_others_see_who_it_is() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn a_leader_runs_its_command_and_others_see_who_it_is(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let ready = files.file("ready");
     let script = format!(
         "echo $TENURE_NAME $TENURE_VALUE $TENURE_TOKEN $TENURE_KEY >> {}; read wait; exit 3",
@@ -91,8 +100,8 @@ fn a_leader_runs_its_command_and_others_see_who_it_is() {
 
 /// The elder is stopped, so nothing of it renews; the next leads only when the elder's command is
 /// dead.
-fn overlap_when_stopped(verb: &[&str], options: &[&str]) {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn overlap_when_stopped(api: Api, verb: &[&str], options: &[&str]) {
+    let (etcd, files) = (api.start(), Directory::new());
     let (marks, next) = (files.file("marks"), files.file("next"));
     let beat = format!(
         "trap '' TERM; echo $TENURE_TOKEN >> {0}; while :; do date +%s%N >> {0}; sleep 0.01; done",
@@ -122,20 +131,17 @@ fn overlap_when_stopped(verb: &[&str], options: &[&str]) {
     assert_eq!(ended(elder), Some(76));
 }
 
-#[test]
-fn what_a_leader_runs_is_dead_before_another_leads() {
-    overlap_when_stopped(&["elect"], &["e"]);
+fn what_a_leader_runs_is_dead_before_another_leads(api: Api) {
+    overlap_when_stopped(api, &["elect"], &["e"]);
 }
 
-#[test]
-fn what_holds_the_last_permit_is_dead_before_another_has_it() {
+fn what_holds_the_last_permit_is_dead_before_another_has_it(api: Api) {
     let options = ["s", "--permits", "2", "--weight", "2"];
-    overlap_when_stopped(&["semaphore"], &options);
+    overlap_when_stopped(api, &["semaphore"], &options);
 }
 
-#[test]
-fn as_many_commands_run_as_there_are_permits() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn as_many_commands_run_as_there_are_permits(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let ready = files.file("ready");
     let script = format!(
         "echo $TENURE_NAME $TENURE_TOKEN >> {}; read wait",
@@ -175,9 +181,8 @@ fn as_many_commands_run_as_there_are_permits() {
     assert_eq!(children(&etcd, "/_semaphores/s/line"), [""; 0]);
 }
 
-#[test]
-fn status_tells_who_holds_and_who_waits() {
-    let (etcd, files) = (Etcd::start(), Directory::new());
+fn status_tells_who_holds_and_who_waits(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
     let status = |arguments: &[&str]| tenure(&etcd).arg("status").args(arguments).output();
     assert_eq!(code(&status(&["n"]).unwrap()), 1, "nobody");
     let ready = files.file("ready");

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", any(feature = "tls-ring", feature = "tls-aws-lc")))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[macro_use]
 #[path = "common/cli.rs"]
 mod cli;
 mod common;
@@ -9,13 +10,18 @@ mod common;
 mod tls;
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
-use cli::{code, ended, tenure};
+use cli::{Api, code, ended, tenure};
 use common::etcd::Etcd;
 
-#[test]
-fn a_url_brings_its_authority_certificate_and_key() {
+on_both! {
+    a_url_brings_its_authority_certificate_and_key,
+    a_watch_ends_when_nobody_reads_it_and_a_value_is_one_line,
+}
+
+fn a_url_brings_its_authority_certificate_and_key(api: Api) {
     let files = tls::Directory::new();
     let (servers, clients) = (tls::Authority::new(), tls::Authority::new());
     let etcd = tls::etcd(&files, &servers.vouch("127.0.0.1"), Some(&clients));
@@ -25,15 +31,36 @@ fn a_url_brings_its_authority_certificate_and_key() {
     let cert = files.write("me.pem", &me.certificate);
     let key = files.write("me.key", &me.key);
     let both = files.write("both.pem", &me.combined());
-    let host = format!("etcd2s://{}", etcd.tls_host());
+    let host = match api {
+        Api::V2 => format!("etcd2s://{}/p", etcd.tls_host()),
+        Api::V3 => format!("etcds://{}/p", etcd.tls_host()),
+    };
     let run = |options: String| {
-        let url = format!("{host}/p?{options}");
+        let url = format!("{host}?{options}");
         let mut command = tenure(&etcd);
         let output = command
             .args(["--store", &url, "lock", "n", "--", "true"])
             .output();
         code(&output.unwrap())
     };
+    let by_options = |options: &[&Path]| {
+        let mut command = tenure(&etcd);
+        command.args(["--store", &host, "lock", "n", "--cacert"]);
+        for (name, value) in ["", "--cert", "--key"].iter().zip(options) {
+            command.args((!name.is_empty()).then_some(name)).arg(value);
+        }
+        code(&command.args(["--", "true"]).output().unwrap())
+    };
+    assert_eq!(by_options(&[&ca, &cert, &key]), 0);
+    assert_eq!(by_options(&[&ca, &both]), 0);
+    assert_ne!(by_options(&[&ca]), 0, "it wants a certificate");
+    assert_ne!(by_options(&[&other, &both]), 0);
+    let plain = tenure(&etcd)
+        .args(["--cacert", "x", "ls"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&plain.stderr).into_owned();
+    assert!(code(&plain) == 64 && told.contains("etcds://"), "{told}");
     let (ca, other) = (ca.display(), other.display());
     let (cert, key, both) = (cert.display(), key.display(), both.display());
     assert_eq!(run(format!("ca={ca}&cert={cert}&key={key}")), 0);
@@ -52,9 +79,8 @@ fn a_url_brings_its_authority_certificate_and_key() {
     );
 }
 
-#[test]
-fn a_watch_ends_when_nobody_reads_it_and_a_value_is_one_line() {
-    let etcd = Etcd::start();
+fn a_watch_ends_when_nobody_reads_it_and_a_value_is_one_line(api: Api) {
+    let etcd = api.start();
     let write = |value: &str| {
         let output = tenure(&etcd).args(["set", "/k", value]).output().unwrap();
         assert_eq!(code(&output), 0, "{output:?}");

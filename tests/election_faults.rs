@@ -18,11 +18,15 @@ use futures_util::StreamExt as _;
 use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime, TimeSource};
 use tenure::testkit::{Fault, Faulty, Odds, cancel_after};
-use tenure::{Client, ErrorKind, Key, Leader, Leadership, Store, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, Key, Leader, Leadership, StoreExt};
 use tokio::task::JoinSet;
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 const TTL: Duration = Duration::from_secs(3);
 /// A late commit comes this long after the caller was told.
@@ -36,17 +40,6 @@ struct Reign {
     to: Instant,
 }
 
-/// What the clients run on.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// Leases, cancel marks, commits; appends tell who is before.
-    Embedded,
-    /// None of it.
-    V2Like,
-}
-
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
-
 #[derive(Clone)]
 struct Scene {
     kind: Kind,
@@ -58,7 +51,7 @@ struct Scene {
 impl Scene {
     fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
-        let store = Embedded::builder().runtime(runtime.clone()).build();
+        let store = kind.store(&runtime);
         Self {
             kind,
             runtime,
@@ -72,17 +65,7 @@ impl Scene {
     }
 
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
-        let link = Faulty::new(self.store.clone(), seed);
-        let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn Store> = match self.kind {
-            Kind::Embedded => Arc::new(link.clone()),
-            Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
-        };
-        let client = Client::builder(store)
-            .runtime(runtime)
-            .ttl(Ttl::new(TTL).unwrap())
-            .build();
-        (client, link)
+        self.kind.client(&self.store, &self.runtime, seed, TTL)
     }
 
     /// Leads for a while, as far as it lasts, and proclaims 1, 2, … meanwhile; writes down for how
@@ -262,7 +245,7 @@ async fn whichever_call_is_hit_by_whichever_fault_one_leads_and_nothing_is_left(
         Fault::Unavailable,
         Fault::Unreachable,
     ];
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
         assert!(
             a_calls >= 10 && b_calls >= 9,
@@ -300,7 +283,7 @@ impl TimeSource for WrongWall {
 
 #[tokio::test(start_paused = true)]
 async fn wall_clocks_that_are_wrong_decide_nothing() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let mut scene = Scene::new(kind, 1);
         let right = scene.client(1).0;
         scene.runtime.clock = Clock::from_source(WrongWall {
@@ -339,7 +322,7 @@ async fn wall_clocks_that_are_wrong_decide_nothing() {
 /// Every answer takes a moment, so that each call is a poll of its own at which it can be dropped.
 #[tokio::test(start_paused = true)]
 async fn on_a_slow_link_a_future_dropped_at_any_poll_leaves_nothing() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let scene = Scene::new(kind, 1);
         let ((a, link), (b, _)) = (scene.client(1), scene.client(2));
         let mut slow = Odds::none();
@@ -462,7 +445,7 @@ fn in_seeded_storms_one_leads_terms_rise_and_all_recover() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let seeds: u64 = number("TENURE_SEEDS").unwrap_or(60);
     let first = number("TENURE_FIRST_SEED").unwrap_or(1);
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (mut reigns, mut items) = (0, 0);
         for seed in first..first + seeds {
             let runtime = tokio::runtime::Builder::new_current_thread()

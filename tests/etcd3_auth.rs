@@ -121,6 +121,51 @@ async fn a_lock_works_for_a_user_of_a_prefix_and_outlives_tokens() {
 }
 
 #[tokio::test]
+async fn a_prefix_is_all_that_a_role_needs() {
+    let etcd = guarded();
+    let url = etcd.url().replace("http://", "etcd://team:pass@") + "/team";
+    let holder = Client::connect(&url).await.unwrap();
+    let other = Client::connect(&url).await.unwrap();
+    let guard = holder.lock("a").acquire().await.unwrap();
+    // A ticket that is given up leaves a mark; who waits says who it is.
+    let waiting = other.lock("a");
+    let late = waiting.acquire().timeout(Duration::from_millis(400)).await;
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::Timeout);
+    other.idle().await;
+    let said = async {
+        while holder.sessions().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let said = tokio::time::timeout(Duration::from_secs(20), said).await;
+    said.expect("sessions are announced");
+    other.lock("a").request_release("please").await.unwrap();
+    guard.release().await.unwrap();
+    let leadership = holder.election("e").campaign("me").await.unwrap();
+    assert!(other.election("e").leader().await.unwrap().is_some());
+    leadership.resign().await.unwrap();
+    let permits = holder.semaphore("s").permits(2);
+    permits.acquire().await.unwrap().release().await.unwrap();
+    let queue = other.queue("q");
+    queue.push("job").id("one").await.unwrap();
+    let mut consumer = holder.queue("q").consumer(1);
+    consumer.next().await.unwrap().unwrap().ack().await.unwrap();
+    consumer.close().await;
+    let cache = holder.cache("/config").start().unwrap();
+    cache.synced().await.unwrap();
+    holder
+        .lock_all(["x", "y"])
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    holder.shutdown(Duration::from_secs(5)).await;
+    other.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
 async fn a_user_where_there_are_none_is_said_in_words() {
     let etcd = Etcd::start();
     let store = Etcd3::builder(etcd.url())
@@ -166,6 +211,55 @@ async fn tls_is_believed_and_shown_as_told() {
     let tls = Tls::new().ca_pem(ours.pem.clone()).identity_pem(stranger);
     let (kind, text) = refused(tls).await;
     assert_eq!(kind, ErrorKind::Untrusted, "{text}");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_the_user_whose_name_it_bears() {
+    let ours = Authority::new();
+    let files = Directory::new();
+    let etcd = tls::etcd(&files, &ours.vouch("127.0.0.1"), Some(&ours));
+    for (path, body) in [
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        (
+            "user/add",
+            r#"{"name":"team","options":{"no_password":true}}"#,
+        ),
+        ("role/add", r#"{"name":"team"}"#),
+        (
+            "role/grant",
+            r#"{"name":"team","perm":{"permType":"READWRITE","key":"L3RlYW0v","range_end":"L3RlYW0w"}}"#,
+        ),
+        ("user/grant", r#"{"user":"team","role":"team"}"#),
+        ("enable", "{}"),
+    ] {
+        let (status, answer) = etcd
+            .json("POST", &format!("/v3/auth/{path}"), body)
+            .unwrap();
+        assert_eq!(status, 200, "{path}: {answer}");
+    }
+    let ca = files.write("ca.pem", &ours.pem);
+    let url = |name: &str, prefix: &str| {
+        let file = files.write(
+            &format!("{name}.pem"),
+            &ours.vouch_for_user(name).combined(),
+        );
+        let (host, ca, file) = (etcd.tls_host(), ca.display(), file.display());
+        format!("etcds://{host}{prefix}?ca={ca}&cert={file}")
+    };
+    let client = Client::connect(url("team", "/team")).await.unwrap();
+    let guard = client.lock("a").acquire().await.unwrap();
+    guard.release().await.unwrap();
+    let outside = Client::connect(url("team", "/other")).await.unwrap();
+    let error = outside.lock("a").acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    let error = Client::connect(url("stranger", "/team")).await;
+    let error = match error {
+        Ok(client) => client.lock("a").acquire().await.unwrap_err(),
+        Err(error) => error,
+    };
+    let refused = [ErrorKind::Unauthorized, ErrorKind::Forbidden];
+    assert!(refused.contains(&error.kind()), "{error}");
 }
 
 #[tokio::test]

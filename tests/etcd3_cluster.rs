@@ -15,7 +15,7 @@ use common::etcd::Etcd;
 use common::words::{key, value};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use gate::Gate;
+use gate::{Gate, Pass};
 use peers::Peers;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant};
@@ -444,9 +444,9 @@ async fn whatever_happens_to_one_member_nothing_is_lost_and_all_goes_on() {
                 peers.heal();
             }
             _ => {
-                gate.lag(MS * 250);
+                gate.set(Pass::Late(MS * 250));
                 clock.sleep(outage).await;
-                gate.lag(Duration::ZERO);
+                gate.set(Pass::All);
             }
         }
         clock.sleep(MS * 1_000).await;

@@ -415,6 +415,58 @@ async fn a_large_tree_is_read_at_one_index_and_jumps_over_what_is_not_shown() {
 }
 
 #[tokio::test]
+async fn a_list_whose_index_is_compacted_away_meanwhile_begins_anew() {
+    let etcd = quiet();
+    let direct = open(&etcd);
+    for from in (0..2_000).step_by(100) {
+        let put = |at: usize| Put::new(key(&format!("/big/{at:06}")), "x", Expiry::Never);
+        let commit = (from..from + 100).fold(Commit::new(), |it, at| it.put(put(at)));
+        direct.commit(commit).await.unwrap();
+    }
+    let gate = Gate::start(etcd.client_port()).await;
+    let slow = Etcd3::builder(gate.url()).timeout(Duration::from_secs(60));
+    let slow = slow.build().unwrap();
+    slow.probe().await.unwrap();
+    gate.set(Pass::Requests);
+    let before = etcd.calls("handled", "Range");
+    let list = tokio::spawn({
+        let slow = slow.clone();
+        async move { slow.children(&key("/big")).await }
+    });
+    while etcd.calls("handled", "Range") <= before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The first page is on its way.
+    direct.remove(&key("/big/000000")).await.unwrap();
+    let last = write(&direct, "/big/after", "x").await;
+    etcd.compact(last.get());
+    gate.set(Pass::All);
+    let listed = list.await.unwrap().unwrap();
+    assert_eq!(listed, direct.children(&key("/big")).await.unwrap());
+    assert_eq!(listed.len(), 2_000);
+    let walks = etcd.calls("handled", "Range") - before;
+    assert!(walks >= 4.0, "{walks} reads: no page was refused");
+}
+
+#[tokio::test]
+async fn a_list_of_large_values_comes_in_pages_that_can_be_read() {
+    const NUMBER: usize = 72;
+    let etcd = quiet();
+    let store = open(&etcd);
+    let value = "x".repeat(1 << 20);
+    for at in 0..NUMBER {
+        write(&store, &format!("/large/{at:02}"), &value).await;
+    }
+    let before = etcd.calls("msg_sent", "Range");
+    let listed = store.children(&key("/large")).await.unwrap();
+    assert_eq!(listed.len(), NUMBER);
+    assert!(listed.iter().all(|node| node.value.len() == 1 << 20));
+    let pages = etcd.calls("msg_sent", "Range") - before;
+    println!("{NUMBER} MiB in {pages} pages");
+    assert!((10.0..40.0).contains(&pages), "{pages} pages");
+}
+
+#[tokio::test]
 async fn a_compacted_index_is_history_lost() {
     let etcd = quiet();
     let store = open(&etcd);

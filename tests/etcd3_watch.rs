@@ -18,7 +18,7 @@ use gate::{Gate, Pass};
 use peers::Peers;
 use tenure::etcd3::{Builder, Etcd3};
 use tenure::runtime::Clock;
-use tenure::store::{Change, Commit, Expiry, Put, Update, Updates, Watch};
+use tenure::store::{Change, Commit, Delete, Expiry, Put, Update, Updates, Watch};
 use tenure::{Error, ErrorKind, Index, Store, StoreExt};
 
 /// Far more than anything takes; only a hang reaches it.
@@ -315,6 +315,9 @@ async fn a_deletion_that_is_waited_for_is_told_at_once_whatever_else_is_written(
     let etcd = quiet();
     let store = Etcd3::new(etcd.url()).unwrap();
     let clock = Clock::boot();
+    // The stream stays for as long as there is a watch.
+    let mut other = store.watch(Watch::node(key("/other")));
+    opened(&mut other).await;
     let mut times = Vec::new();
     for round in 0..ROUNDS {
         let at = key(&format!("/w/{round}"));
@@ -347,4 +350,179 @@ async fn a_deletion_that_is_waited_for_is_told_at_once_whatever_else_is_written(
     let mut updates = store.watch(Watch::node(at).from(made.next()).deletes_only());
     opened(&mut updates).await;
     assert_eq!(told(&mut updates).await, "/w/gone -");
+    assert_eq!(
+        etcd.calls("started", "Watch"),
+        1.0,
+        "all of it on one stream"
+    );
+}
+
+/// etcd#18089: a server that is compacted at the index of a deletion forgets it, and serves a watch
+/// from that index as if there had been nothing.
+#[tokio::test]
+async fn a_deletion_that_was_compacted_away_is_history_lost() {
+    let etcd = quiet();
+    let (gate, direct) = (
+        Gate::start(etcd.client_port()).await,
+        Etcd3::new(etcd.url()).unwrap(),
+    );
+    let store = impatient(&gate.url()).build().unwrap();
+    let before = write(&direct, "/w/k", "x").await;
+    for watch in [
+        Watch::tree(key("/w")),
+        Watch::node(key("/w/k")).deletes_only(),
+    ] {
+        write(&direct, "/w/k", "x").await;
+        let index = write(&direct, "/w/k", "y").await;
+        assert!(index > before);
+        let mut updates = store.watch(watch.from(index.next()));
+        opened(&mut updates).await;
+        gate.cut();
+        gate.set(Pass::Nothing);
+        let gone = direct.delete(Delete::new(key("/w/k"))).await.unwrap().index;
+        etcd.compact(gone.get());
+        gate.cut();
+        gate.set(Pass::All);
+        let error = next(&mut updates).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HistoryLost, "{error}");
+        assert_eq!(
+            error.index(),
+            Some(gone),
+            "what is read instead is no older"
+        );
+    }
+}
+
+/// Servers before 3.4.25 answer a request for progress with an index whose events are still to come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_that_was_asked_for_moves_no_index() {
+    const WRITERS: usize = 8;
+    const WRITES: usize = 250;
+    let etcd = quiet();
+    // Each silence of a millisecond is asked about.
+    let store = Etcd3::builder(etcd.url()).watchdog_period(Duration::from_millis(1));
+    let store = store.build().unwrap();
+    let writer = Etcd3::new(etcd.url()).unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    let mut known = opened(&mut updates).await;
+    let writes = (0..WRITERS).map(|who| {
+        let writer = writer.clone();
+        tokio::spawn(async move {
+            for _ in 0..WRITES {
+                write(&writer, &format!("/w/{who}"), &"x".repeat(4_000)).await;
+            }
+        })
+    });
+    let writes: Vec<_> = writes.collect();
+    let mut events = 0;
+    while events < WRITERS * WRITES {
+        let index = match next(&mut updates).await.unwrap() {
+            Update::Event(event) => {
+                events += 1;
+                assert!(
+                    event.index > known,
+                    "an event at {} after {known}",
+                    event.index
+                );
+                event.index
+            }
+            Update::Progress(index) => index,
+            other => panic!("{other:?}"),
+        };
+        known = known.max(index);
+    }
+    for each in writes {
+        each.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_watches_one_that_nobody_reads_holds_up_no_other() {
+    const MANY: usize = 1_000;
+    const ROUNDS: usize = 40;
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let mut slow = store.watch(Watch::tree(key("/flood")));
+    opened(&mut slow).await;
+    let mut all = Vec::new();
+    for number in 0..MANY {
+        all.push(store.watch(Watch::node(key(&format!("/w/{number:04}")))));
+    }
+    for updates in &mut all {
+        opened(updates).await;
+    }
+    let flood = store.clone();
+    let flood = tokio::spawn(async move {
+        for round in 0.. {
+            let put = |at: usize| {
+                let value = format!("{round}").repeat(500);
+                Put::new(key(&format!("/flood/{at:03}")), value, Expiry::Never)
+            };
+            let commit = (0..100).fold(Commit::new(), |it, at| it.put(put(at)));
+            flood.commit(commit).await.unwrap();
+        }
+    });
+    let clock = Clock::boot();
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let number = round * 97 % MANY;
+        let since = clock.now();
+        write(&store, &format!("/w/{number:04}"), "x").await;
+        assert_eq!(told(&mut all[number]).await, format!("/w/{number:04} +x"));
+        times.push(clock.now().since(since));
+    }
+    flood.abort();
+    times.sort_unstable();
+    println!(
+        "{MANY} watches, one of them flooded and not read: written and told within {:?}, {:?} at \
+         most",
+        times[ROUNDS / 2],
+        times[ROUNDS - 1]
+    );
+    assert!(times[ROUNDS / 2] < Duration::from_millis(500), "{times:?}");
+    let _ = flood.await;
+    // What was not read is all there: each commit whole, one after the other.
+    let end = write(&store, "/flood/end", "x").await;
+    let (mut index, mut keys) = (None, 0);
+    while index < Some(end) {
+        if let Update::Event(event) = next(&mut slow).await.unwrap() {
+            assert!(index.is_none_or(|it| event.index >= it));
+            keys = if index == Some(event.index) {
+                keys + 1
+            } else {
+                1
+            };
+            index = Some(event.index);
+            assert!(
+                event.more || keys == 100 || event.index == end,
+                "{keys} keys"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_answers_late_is_left_for_another() {
+    let members = tokio::task::spawn_blocking(Etcd::start_three)
+        .await
+        .unwrap();
+    let gate = Gate::start(members[0].client_port()).await;
+    let urls = format!("{},{}", gate.url(), members[1].url());
+    let store = impatient(&urls).build().unwrap();
+    let direct = Etcd3::new(members[2].url()).unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    write(&direct, "/w/k", "before").await;
+    assert_eq!(told(&mut updates).await, "/w/k +before");
+    gate.set(Pass::Late(Duration::from_secs(20)));
+    let clock = Clock::boot();
+    let since = clock.now();
+    let node = store.node(&key("/w/k")).await.unwrap().unwrap();
+    assert_eq!(node.text(), Some("before"));
+    let read = clock.now().since(since);
+    write(&direct, "/w/k", "after").await;
+    assert_eq!(told(&mut updates).await, "/w/k +after");
+    let seen = clock.now().since(since);
+    println!("read within {read:?}, the watch moved within {seen:?}");
+    assert!(read < Duration::from_secs(2) && seen < Duration::from_secs(5));
 }

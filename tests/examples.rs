@@ -69,7 +69,7 @@ fn every_example_runs_on_the_embedded_store() {
 #[test]
 fn every_example_runs_on_etcd() {
     let etcd = Etcd::start();
-    let url = etcd.url().replace("http", "etcd2");
+    let url = etcd.url().replace("http", "etcd");
     EXAMPLES.iter().for_each(|name| runs(name, Some(&url)));
 }
 

@@ -12,11 +12,15 @@ use std::time::Duration;
 use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime};
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, Key, LockGuard, Store, StoreExt, Ttl};
+use tenure::{Client, Key, LockGuard, StoreExt};
 use tokio::task::JoinSet;
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 const TTL: Duration = Duration::from_secs(3);
 /// A late commit comes this long after the caller was told.
@@ -30,17 +34,6 @@ struct Hold {
     to: Instant,
 }
 
-/// What the clients run on.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// Leases, cancel marks, commits; appends tell who is before.
-    Embedded,
-    /// None of it.
-    V2Like,
-}
-
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
-
 #[derive(Clone)]
 struct Scene {
     kind: Kind,
@@ -52,7 +45,7 @@ struct Scene {
 impl Scene {
     fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
-        let store = Embedded::builder().runtime(runtime.clone()).build();
+        let store = kind.store(&runtime);
         Self {
             kind,
             runtime,
@@ -66,17 +59,7 @@ impl Scene {
     }
 
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
-        let link = Faulty::new(self.store.clone(), seed);
-        let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn Store> = match self.kind {
-            Kind::Embedded => Arc::new(link.clone()),
-            Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
-        };
-        let client = Client::builder(store)
-            .runtime(runtime)
-            .ttl(Ttl::new(TTL).unwrap())
-            .build();
-        (client, link)
+        self.kind.client(&self.store, &self.runtime, seed, TTL)
     }
 
     /// Holds for a while, as far as the lock lasts, and writes down for how long it was believed
@@ -180,7 +163,7 @@ async fn whichever_call_is_hit_by_whichever_fault_nobody_shares_the_lock_and_not
         Fault::Unavailable,
         Fault::Unreachable,
     ];
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
         assert!(
             a_calls >= 4 && b_calls >= 4,
@@ -281,7 +264,7 @@ fn in_seeded_storms_nobody_shares_the_lock_and_all_recover() {
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or(1);
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let mut holds = 0;
         for seed in first..first + seeds {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tenure::embedded::Embedded;
-use tenure::etcd2::Etcd2;
 use tenure::runtime::Clock;
 use tenure::store::{Expiry, Put};
 use tenure::{Client, Consumer, Key};
 
+#[path = "common/api.rs"]
+mod api;
 mod common;
 
-use common::etcd::Etcd;
+use api::Api;
 
 async fn push(client: &Client, number: usize) {
     let key = Key::new(format!("/_queues/q/jobs/{number:032}")).unwrap();
@@ -85,10 +86,18 @@ async fn a_claim_from_a_long_backlog_takes_no_longer_than_one_from_an_empty_queu
     backlog(&Client::new(Embedded::new()), jobs(20_000), 1).await;
 }
 
+async fn backlog_on(api: Api) {
+    let _alone = ALONE.lock().await;
+    let etcd = api.start();
+    backlog(&Client::new(api.open(&etcd)), jobs(5_000), 32).await;
+}
+
 #[tokio::test]
 async fn nor_on_etcd() {
-    let _alone = ALONE.lock().await;
-    let etcd = Etcd::start();
-    let client = Client::new(Etcd2::new(etcd.url()).unwrap());
-    backlog(&client, jobs(5_000), 32).await;
+    backlog_on(Api::V2).await;
+}
+
+#[tokio::test]
+async fn nor_on_etcd_v3() {
+    backlog_on(Api::V3).await;
 }

@@ -21,6 +21,7 @@ async fn world() -> (suite::World, Etcd) {
         suite::World {
             open: Box::new(open),
             runtime: Runtime::default(),
+            left: Box::new(|node| node.ttl),
         },
         server,
     )

@@ -16,11 +16,15 @@ use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime};
 use tenure::store::{Change, Condition, Event, Expiry, Put, Update, Watch};
 use tenure::testkit::{Call, Fault, Faulty, Odds, cancel_after, cancel_at_every_poll};
-use tenure::{Client, Consumer, Delivery, Index, Key, Store, StoreExt, Ttl};
+use tenure::{Client, Consumer, Delivery, Index, Key, Store, StoreExt};
 use tokio::task::JoinSet;
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 const TTL: Duration = Duration::from_secs(3);
 /// A late commit comes this long after the caller was told.
@@ -35,17 +39,6 @@ struct Hold {
     from: Instant,
     to: Instant,
 }
-
-/// What the clients run on.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// Leases, cancel marks, commits.
-    Embedded,
-    /// None of it.
-    V2Like,
-}
-
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
 
 #[derive(Clone)]
 struct Scene {
@@ -64,7 +57,7 @@ fn key(text: impl AsRef<str>) -> Key {
 impl Scene {
     fn new(kind: Kind, seed: u64) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
-        let store = Embedded::builder().runtime(runtime.clone()).build();
+        let store = kind.store(&runtime);
         let log: Arc<Mutex<Vec<Event>>> = Arc::default();
         let from = Index::new(1).unwrap();
         let mut updates = store.watch(Watch::tree(key("/_queues/q")).from(from));
@@ -92,17 +85,7 @@ impl Scene {
     }
 
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
-        let link = Faulty::new(self.store.clone(), seed);
-        let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn Store> = match self.kind {
-            Kind::Embedded => Arc::new(link.clone()),
-            Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
-        };
-        let client = Client::builder(store)
-            .runtime(runtime)
-            .ttl(Ttl::new(TTL).unwrap())
-            .build();
-        (client, link)
+        self.kind.client(&self.store, &self.runtime, seed, TTL)
     }
 
     async fn push(&self, name: &str) {
@@ -302,7 +285,7 @@ async fn whichever_call_is_hit_by_whichever_fault_no_job_is_lost_or_held_by_two(
         Fault::Unavailable,
         Fault::Unreachable,
     ];
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
         assert!(
             a_calls >= 8 && b_calls >= 8,
@@ -425,7 +408,7 @@ fn in_seeded_storms_no_job_is_lost_or_held_by_two_and_all_are_done() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let seeds = number("TENURE_SEEDS").unwrap_or(40);
     let first = number("TENURE_FIRST_SEED").unwrap_or(1);
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let mut claims = 0;
         for seed in first..first + seeds {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -452,7 +435,7 @@ async fn the_order_is_kept_up_to_the_number_of_slots() {
     const JOBS: usize = 300;
     const SLOTS: usize = 2;
     const CONSUMERS: usize = 3;
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let scene = Scene::new(kind, 7);
         let mut tasks = JoinSet::new();
         for number in 0..CONSUMERS as u64 {
@@ -511,7 +494,7 @@ async fn take(consumer: &mut Consumer) -> Delivery {
 
 #[tokio::test(start_paused = true)]
 async fn a_next_dropped_at_any_poll_loses_no_job_and_no_attempt() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let polls = cancel_at_every_poll(500, |polls| async move {
             let scene = Scene::new(kind, 1);
             scene.push("a").await;
@@ -550,7 +533,7 @@ async fn a_next_dropped_at_any_poll_loses_no_job_and_no_attempt() {
 
 #[tokio::test(start_paused = true)]
 async fn an_ack_or_a_nack_dropped_after_its_first_poll_is_done_in_the_background() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for is_ack in [true, false] {
             let polls = cancel_at_every_poll(100, |polls| async move {
                 let scene = Scene::new(kind, 1);
@@ -590,7 +573,7 @@ async fn an_ack_or_a_nack_dropped_after_its_first_poll_is_done_in_the_background
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_commits_late_is_put_back_and_comes_uncounted() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let scene = Scene::new(kind, 1);
         scene.push("a").await;
         let (client, link) = scene.client(1);
@@ -617,7 +600,7 @@ fn said(event: &Event) -> Option<String> {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_dropped_at_any_poll_loses_no_job() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let polls = cancel_at_every_poll(500, |polls| async move {
             let scene = Scene::new(kind, 1);
             for name in STORY {
@@ -672,7 +655,7 @@ async fn a_worker_dropped_at_any_poll_loses_no_job() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_long_outage_the_queue_goes_on() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let scene = Scene::new(kind, 1);
         let (client, link) = scene.client(1);
         scene.push("first").await;

@@ -8,14 +8,15 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use tenure::etcd2::Etcd2;
 use tenure::runtime::Clock;
 use tenure::store::Expiry;
 use tenure::{Client, Consumer, Delivery, ErrorKind, Key, StoreExt, Ttl};
 
+#[path = "common/api.rs"]
+mod api;
 mod common;
 
-use common::etcd::Etcd;
+use api::Api;
 
 const TTL: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_millis(700);
@@ -23,7 +24,7 @@ const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "TENURE_CONSUMER_URL";
 
 fn client(url: &str) -> Client {
-    Client::builder(Etcd2::new(url).unwrap())
+    Client::builder(api::open(url))
         .ttl(Ttl::new(TTL).unwrap())
         .build()
 }
@@ -132,10 +133,19 @@ impl Drop for Worker {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_consumer_held_is_delivered_again() {
-    let server = Etcd::start();
-    let client = client(&server.url());
+    killed(Api::V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_v3_what_a_killed_consumer_held_is_delivered_again() {
+    killed(Api::V3).await;
+}
+
+async fn killed(api: Api) {
+    let server = api.start();
+    let client = client(&api.address(&server));
     push(&client, "a").await;
-    let mut worker = Worker::start(&server.url());
+    let mut worker = Worker::start(&api.address(&server));
     assert_eq!(worker.hear(), "holds a");
     let mut consumer = client.queue("q").consumer(1);
     let (clock, early) = (Clock::boot(), Duration::from_millis(200));
@@ -155,10 +165,19 @@ async fn what_a_killed_consumer_held_is_delivered_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_was_stopped_cannot_ack_what_another_holds() {
-    let server = Etcd::start();
-    let client = client(&server.url());
+    stopped(Api::V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_v3_a_consumer_that_was_stopped_cannot_ack_what_another_holds() {
+    stopped(Api::V3).await;
+}
+
+async fn stopped(api: Api) {
+    let server = api.start();
+    let client = client(&api.address(&server));
     push(&client, "a").await;
-    let mut worker = Worker::start(&server.url());
+    let mut worker = Worker::start(&api.address(&server));
     assert_eq!(worker.hear(), "holds a");
     worker.signal("-STOP");
     let mut consumer = client.queue("q").consumer(1);

@@ -17,6 +17,7 @@ async fn world() -> (suite::World, ()) {
         suite::World {
             open: Box::new(move || Arc::new(store.clone())),
             runtime,
+            left: Box::new(|node| node.ttl),
         },
         (),
     )

@@ -15,8 +15,12 @@ use tenure::store::Expiry;
 use tenure::testkit::{Call, Fault, Faulty, Odds};
 use tenure::{Client, ErrorKind, JobState, Key, Priority, Push, Queue, Store, StoreExt};
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 const LATE: Duration = Duration::from_secs(2);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -32,14 +36,6 @@ const FAULTS: [Fault; 8] = [
     Fault::Hang,
 ];
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Embedded,
-    V2Like,
-}
-
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
-
 struct Scene {
     runtime: Runtime,
     store: Embedded,
@@ -52,12 +48,9 @@ struct Scene {
 
 fn scene(kind: Kind, seed: u64) -> Scene {
     let runtime = Runtime::on_tokio_time(seed);
-    let store = Embedded::builder().runtime(runtime.clone()).build();
+    let store = kind.store(&runtime);
     let link = Faulty::new(store.clone(), seed);
-    let faulty: Arc<dyn Store> = match kind {
-        Kind::Embedded => Arc::new(link.clone()),
-        Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
-    };
+    let faulty = kind.over(link.clone());
     let of = |store: Arc<dyn Store>, seed| {
         let runtime = Runtime::new(runtime.clock.clone(), Entropy::seeded(seed));
         Client::builder(store).runtime(runtime).build().queue("q")
@@ -135,7 +128,7 @@ async fn push_story(kind: Kind, what: &str, make: Make, plan: impl Fn(&Faulty<Em
 
 #[tokio::test(start_paused = true)]
 async fn whichever_call_of_a_push_is_hit_by_whichever_fault_an_answer_is_one_job() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for (name, make) in PUSHES {
             let calls = push_story(kind, name, make, |_| {}).await;
             for fault in FAULTS {
@@ -157,7 +150,7 @@ async fn whichever_call_of_a_push_is_hit_by_whichever_fault_an_answer_is_one_job
 
 #[tokio::test(start_paused = true)]
 async fn one_lost_request_or_reply_does_not_fail_a_push() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for fault in [
             Fault::LostRequest,
             Fault::LostReply,
@@ -175,7 +168,7 @@ async fn one_lost_request_or_reply_does_not_fail_a_push() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_was_done_while_its_push_had_no_answer_is_not_pushed_again() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for id in [None, Some("i")] {
             let scene = scene(kind, 1);
             scene.link.next(Call::Put, Fault::LostReply);
@@ -306,7 +299,7 @@ async fn batch_story(kind: Kind, what: &str, plan: impl Fn(&Faulty<Embedded>)) -
 
 #[tokio::test(start_paused = true)]
 async fn whichever_call_of_a_batch_is_hit_each_answer_is_true_and_the_order_stands() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let calls = batch_story(kind, "no fault", |_| {}).await;
         for fault in FAULTS {
             for n in 1..=calls + 2 {
@@ -357,7 +350,7 @@ async fn admin_story(what: &str, kind: Kind, act: Act, plan: impl Fn(&Faulty<Emb
 async fn whichever_call_of_a_requeue_or_a_purge_is_hit_it_happens_once_or_not() {
     let requeue: Act = |queue| Box::pin(async { queue.requeue(&"id.i".parse()?).await });
     let purge: Act = |queue| Box::pin(async { queue.purge(&"id.i".parse()?).await });
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for (name, act) in [("requeue", requeue), ("purge", purge)] {
             let calls = admin_story(name, kind, act, |_| {}).await;
             for fault in FAULTS {
@@ -464,7 +457,7 @@ fn in_seeded_storms_every_answered_push_is_one_job() {
         .ok()
         .and_then(|seeds| seeds.parse().ok())
         .unwrap_or(50);
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let mut answered = 0;
         for seed in 1..=seeds {
             let runtime = tokio::runtime::Builder::new_current_thread()

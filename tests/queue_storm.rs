@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tenure::etcd2::Etcd2;
 use tenure::runtime::{Clock, Entropy};
 use tenure::testkit::{Call, Faulty, Odds};
-use tenure::{Client, Key, Store, StoreExt, Ttl};
+use tenure::{Client, Key, StoreExt, Ttl};
 
+#[path = "common/api.rs"]
+mod api;
 mod common;
 #[path = "common/ledger.rs"]
 mod ledger;
 
-use common::etcd::Etcd;
+use api::Api;
 use ledger::Ledger;
 
 const URL: &str = "TENURE_CONSUMER_URL";
@@ -29,20 +30,27 @@ const PRODUCERS: usize = 4;
 const CONSUMERS: usize = 4;
 const SLOTS: usize = 8;
 
-/// How many jobs: about 80 a second on two busy cores. The whole storm is 20,000.
+/// How many jobs, by each API: about 80 a second on two busy cores. The whole storm is 20,000.
 fn jobs() -> usize {
-    std::env::var("TENURE_QUEUE_JOBS").map_or(3_000, |it| it.parse().unwrap())
+    std::env::var("TENURE_QUEUE_JOBS").map_or(1_500, |it| it.parse().unwrap())
 }
 
 /// A client on which a few answers of a hundred are lost, and a few requests come late.
 fn client(url: &str, seed: u64) -> Client {
-    let link = Faulty::new(Etcd2::new(url).unwrap(), seed);
+    let link = Faulty::shared(api::open(url), seed);
     let mut odds = Odds::default();
     odds.lost_reply = 0.005;
     odds.lost_request = 0.005;
     odds.late_commit = 0.005;
     odds.longest = Duration::from_secs(2);
-    for call in [Call::Put, Call::Delete, Call::Append, Call::Renew] {
+    let calls = [
+        Call::Put,
+        Call::Delete,
+        Call::Append,
+        Call::Renew,
+        Call::Commit,
+    ];
+    for call in calls {
         link.set_odds(call, odds);
     }
     Client::builder(link).ttl(Ttl::new(TTL).unwrap()).build()
@@ -117,10 +125,23 @@ async fn four_producers_and_four_consumers_that_are_killed_lose_no_job() {
     if let Ok(url) = std::env::var(URL) {
         return consume(&url, std::env::var(SEED).unwrap().parse().unwrap()).await;
     }
-    let server = Etcd::start();
-    let (url, jobs) = (server.url(), jobs());
+    storm(Api::V2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_v3_they_lose_none_either() {
+    storm(Api::V3).await;
+}
+
+/// One at a time.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn storm(api: Api) {
+    let _alone = ALONE.lock().await;
+    let server = api.start();
+    let (url, jobs) = (api.address(&server), jobs());
     let root = Key::new("/_queues/storm").unwrap();
-    let store: Arc<dyn Store> = Arc::new(Etcd2::new(&url).unwrap());
+    let store = api.open(&server);
     let clock = Clock::boot();
     let began = clock.now();
 
@@ -187,7 +208,7 @@ async fn four_producers_and_four_consumers_that_are_killed_lose_no_job() {
     stop.send(()).unwrap();
     let ledger = referee.await.unwrap();
     println!(
-        "{jobs} jobs in {:.0} s, pushed in {:.0} s, {kills} kills, {} claims, {} taken over, {} of {} slots passed over at most, {} snapshots",
+        "{api:?}: {jobs} jobs in {:.0} s, pushed in {:.0} s, {kills} kills, {} claims, {} taken over, {} of {} slots passed over at most, {} snapshots",
         took.as_secs_f64(),
         pushing.as_secs_f64(),
         ledger.claims,

@@ -18,8 +18,12 @@ use tenure::store::{
 use tenure::testkit::{Call, Fault, Faulty};
 use tenure::{Client, Error, ErrorKind, Index, Key, LeaseId, Store, StoreExt, Ttl};
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 /// Counts, and does what it may.
 #[derive(Clone, Debug)]
@@ -201,15 +205,18 @@ async fn two_clusters_behind_one_name_do_not_make_a_cache_spin() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_during_a_proclamation_leaves_no_ticket() {
-    for fault in [
+    let faults = [
         Fault::LostRequest,
         Fault::LostReply,
         Fault::Delay(Duration::from_millis(300)),
-    ] {
+    ];
+    let all = Kind::ALL.map(|kind| faults.map(|fault| (kind, fault)));
+    for (kind, fault) in all.into_iter().flatten() {
+        let what = format!("{kind:?}, {fault:?}");
         let runtime = Runtime::on_tokio_time(1);
-        let store = Embedded::builder().runtime(runtime.clone()).build();
+        let store = kind.store(&runtime);
         let link = Faulty::new(store.clone(), 1);
-        let client = client(v2like::V2Like::new(link.clone()), &runtime, 1);
+        let client = client(kind.over(link.clone()), &runtime, 1);
         let leadership = client.election("a").campaign("one").await.unwrap();
         eventually("announced", async || {
             !client.sessions().await.unwrap().is_empty()
@@ -221,11 +228,11 @@ async fn a_shutdown_during_a_proclamation_leaves_no_ticket() {
             client.shutdown(Duration::from_secs(5)).await
         };
         let (proclaimed, ended) = tokio::join!(leadership.proclaim("two"), shutdown);
-        assert_eq!(proclaimed.unwrap_err().kind(), ErrorKind::Lost, "{fault:?}");
-        assert_eq!(ended.left_to_ttl, 0, "{fault:?}");
+        assert_eq!(proclaimed.unwrap_err().kind(), ErrorKind::Lost, "{what}");
+        assert_eq!(ended.left_to_ttl, 0, "{what}");
         runtime.clock.sleep(Duration::from_millis(400)).await;
         let line = store.children(&Key::new("/_elections/a").unwrap()).await;
-        assert_eq!(line.unwrap(), [], "{fault:?}");
+        assert_eq!(line.unwrap(), [], "{what}");
     }
 }
 

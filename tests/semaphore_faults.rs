@@ -15,13 +15,17 @@ use tenure::embedded::Embedded;
 use tenure::runtime::{Clock, Entropy, Runtime};
 use tenure::store::{Change, Expiry, Update, Watch};
 use tenure::testkit::{Call, Fault, Faulty, Odds, Outage};
-use tenure::{Client, ErrorKind, Key, Permit, Store, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, Key, Permit, Store, StoreExt};
 use tokio::task::JoinSet;
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "semaphore_suite/record.rs"]
 mod record;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 use record::Record;
 
@@ -40,17 +44,6 @@ const FAULTS: [Fault; 8] = [
     Fault::Unreachable,
 ];
 
-/// What the clients run on.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// Leases, cancel marks, commits.
-    Embedded,
-    /// None of it.
-    V2Like,
-}
-
-const KINDS: [Kind; 2] = [Kind::Embedded, Kind::V2Like];
-
 fn key(rest: &str) -> Key {
     Key::new(format!("/_semaphores/{rest}")).unwrap()
 }
@@ -67,7 +60,7 @@ impl Scene {
     /// A store with a limit, whose every change is written down.
     async fn new(kind: Kind, seed: u64, limit: u32) -> Self {
         let runtime = Runtime::on_tokio_time(seed);
-        let store = Embedded::builder().runtime(runtime.clone()).build();
+        let store = kind.store(&runtime);
         let record = Arc::new(Record::new(runtime.clock.clone()));
         let permits = key("a/permits");
         let mut updates = store.watch(Watch::node(permits.clone()));
@@ -101,17 +94,7 @@ impl Scene {
     }
 
     fn client(&self, seed: u64) -> (Client, Faulty<Embedded>) {
-        let link = Faulty::new(self.store.clone(), seed);
-        let runtime = Runtime::new(self.clock().clone(), Entropy::seeded(seed));
-        let store: Arc<dyn Store> = match self.kind {
-            Kind::Embedded => Arc::new(link.clone()),
-            Kind::V2Like => Arc::new(v2like::V2Like::new(link.clone())),
-        };
-        let client = Client::builder(store)
-            .runtime(runtime)
-            .ttl(Ttl::new(TTL).unwrap())
-            .build();
-        (client, link)
+        self.kind.client(&self.store, &self.runtime, seed, TTL)
     }
 
     /// Holds for a while, as far as the permit lasts, and writes down for how long it was believed
@@ -181,7 +164,7 @@ async fn story(
 
 #[tokio::test(start_paused = true)]
 async fn whichever_call_is_hit_by_whichever_fault_the_limit_holds_and_nothing_is_left() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let (a_calls, b_calls) = story(kind, "no fault", |_, _| {}).await;
         assert!(
             a_calls >= 6 && b_calls >= 6,
@@ -200,7 +183,7 @@ async fn whichever_call_is_hit_by_whichever_fault_the_limit_holds_and_nothing_is
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_reply_to_any_call_does_not_keep_the_permit_from_its_taker() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         for call in Call::ALL {
             let scene = Scene::new(kind, 1, 1).await;
             let (client, link) = scene.client(1);
@@ -273,7 +256,7 @@ async fn whichever_call_of_a_resize_is_hit_it_happens_once_and_never_over_a_late
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_tries_on_a_lossy_line_leave_no_ticket() {
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let scene = Scene::new(kind, 1, 2).await;
         let (client, link) = scene.client(1);
         let (rival, _) = scene.client(2);
@@ -302,7 +285,7 @@ async fn a_thousand_tries_on_a_lossy_line_leave_no_ticket() {
         link.quiesce().await;
         client.idle().await;
         // Without cancel marks a late append ends with its own TTL.
-        let bound = if matches!(kind, Kind::Embedded) {
+        let bound = if kind != Kind::V2Like {
             Duration::ZERO
         } else {
             TTL + LATE
@@ -437,7 +420,7 @@ fn in_seeded_storms_the_limit_holds_everybody_gets_a_turn_and_no_permit_leaks() 
         set.unwrap_or(default)
     };
     let (seeds, first): (u64, u64) = (number("TENURE_SEEDS", 2), number("TENURE_FIRST_SEED", 1));
-    for kind in KINDS {
+    for kind in Kind::ALL {
         let mut holds = 0;
         for seed in first..first + seeds {
             let runtime = tokio::runtime::Builder::new_current_thread()

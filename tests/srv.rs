@@ -185,3 +185,15 @@ async fn a_real_etcd_is_found_and_used() {
     let direct = Etcd2::new(etcd.url()).unwrap();
     assert_eq!(value(&direct, "/a").await.as_deref(), Some("found"));
 }
+
+#[tokio::test]
+async fn a_real_etcd_is_found_and_used_by_v3() {
+    let etcd = Etcd::start();
+    let records = vec![(1, 1, etcd.client_port(), "localhost")];
+    let dns = Dns::new([(PLAIN, Tell::Records(records))]).await;
+    let builder = tenure::etcd3::Builder::discover_with("example.test", &asking(&dns)).await;
+    let store = builder.unwrap().build().unwrap();
+    write(&store, "/a", "found").await;
+    let direct = tenure::etcd3::Etcd3::new(etcd.url()).unwrap();
+    assert_eq!(value(&direct, "/a").await.as_deref(), Some("found"));
+}

@@ -1,9 +1,13 @@
 //! Which store a URL names: `scheme://user:password@host:port,host:port/prefix?option=value`.
 
+mod tls;
+
 use std::fmt;
 use std::sync::Arc;
 
 use crate::embedded::Embedded;
+use tls::{TlsOptions, unescape};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Runtime;
@@ -51,15 +55,6 @@ enum Scheme {
 struct User {
     name: String,
     password: String,
-}
-
-/// Files and names, none of them a secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct TlsOptions {
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
-    server_name: Option<String>,
 }
 
 impl StoreUrl {
@@ -237,48 +232,6 @@ impl StoreUrl {
     }
 }
 
-impl TlsOptions {
-    #[cfg(any(feature = "etcd2", feature = "etcd3"))]
-    fn made(&self) -> crate::transport::Tls {
-        let mut tls = crate::transport::Tls::new();
-        if let Some(ca) = &self.ca {
-            tls = tls.ca_file(ca);
-        }
-        tls = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => tls.identity_files(cert, key),
-            (Some(both), None) => tls.identity_file(both),
-            (None, _) => tls,
-        };
-        match &self.server_name {
-            Some(name) => tls.server_name(name),
-            None => tls,
-        }
-    }
-
-    /// Parses `name=value&name=value`.
-    fn parse(text: &str) -> Result<Self> {
-        let mut options = Self::default();
-        for part in text.split('&') {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let place = match name {
-                "ca" => &mut options.ca,
-                "cert" => &mut options.cert,
-                "key" => &mut options.key,
-                "server_name" => &mut options.server_name,
-                _ => return invalid(&format!("there is no option {name:?}")),
-            };
-            if value.is_empty() || place.is_some() {
-                return invalid(&format!("the option {name:?} has one value"));
-            }
-            *place = Some(unescape(value)?);
-        }
-        if options.key.is_some() && options.cert.is_none() {
-            return invalid("a `key` goes with a `cert`");
-        }
-        Ok(options)
-    }
-}
-
 impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreUrl")
@@ -315,6 +268,12 @@ fn parse(url: &str) -> Result<StoreUrl> {
         "etcd2s" => Scheme::Etcd2 { tls: true },
         "etcd" => Scheme::Etcd3 { tls: false },
         "etcds" => Scheme::Etcd3 { tls: true },
+        "http" | "https" => {
+            let tls = if scheme == "https" { "s" } else { "" };
+            return invalid(&format!(
+                "{scheme}:// is a server's address, and not a store: write etcd{tls}:// for etcd v3"
+            ));
+        }
         _ => return invalid(&format!("no store has the scheme {scheme:?}")),
     };
     if rest.contains('#') {
@@ -377,28 +336,10 @@ fn parse_user(text: &str) -> Result<User> {
     })
 }
 
-/// Undoes `%40` and the like, which a password with an `@` needs.
-fn unescape(text: &str) -> Result<String> {
-    let bad = || {
-        let text = "a `%` in a user, password or option begins an escape such as `%40`";
-        Error::new(ErrorKind::InvalidOptions, text)
-    };
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2).ok_or_else(bad)?;
-        // A sign would be taken for a part of the number.
-        if !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
-            return Err(bad());
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| bad())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -466,13 +407,25 @@ mod tests {
     fn the_options_of_tls_are_taken_and_nothing_shows_the_password() {
         let url = "etcd2s://me:secret@h/p?ca=/etc/ca%26x.pem&cert=c.pem&key=k.pem&server_name=db";
         let url = parse(url).unwrap();
-        assert_eq!(url.tls.ca.as_deref(), Some("/etc/ca&x.pem"));
-        assert_eq!(url.tls.cert.as_deref(), Some("c.pem"));
-        assert_eq!(url.tls.key.as_deref(), Some("k.pem"));
+        let path = |it: &Option<PathBuf>| it.as_ref().unwrap().display().to_string();
+        assert_eq!(path(&url.tls.ca), "/etc/ca&x.pem");
+        assert_eq!(path(&url.tls.cert), "c.pem");
+        assert_eq!(path(&url.tls.key), "k.pem");
         assert_eq!(url.tls.server_name.as_deref(), Some("db"));
         assert!(!format!("{url:?}").contains("secret"), "{url:?}");
         let other = url.user("you", "hidden");
         assert!(!format!("{other:?}").contains("hidden"), "{other:?}");
+    }
+
+    #[test]
+    fn a_servers_address_is_answered_with_the_url_to_write() {
+        for (url, right) in [
+            ("http://h:1", "write etcd://"),
+            ("https://h", "write etcds://"),
+        ] {
+            let text = parse(url).err().map(|it| it.to_string()).unwrap();
+            assert!(text.contains(right), "{text}");
+        }
     }
 
     #[cfg(feature = "etcd3")]

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::core::{Core, Outcome};
 use crate::runtime::{Clock, Runtime};
+use crate::store::Layout;
 
 /// A store in this process. Cloning gives the same store; it is gone with its last clone and
 /// its last watch.
@@ -59,6 +60,7 @@ pub struct Embedded {
 pub struct Builder {
     runtime: Runtime,
     history_limit: usize,
+    layout: Layout,
 }
 
 impl Embedded {
@@ -73,6 +75,7 @@ impl Embedded {
         Builder {
             runtime: Runtime::default(),
             history_limit: Builder::HISTORY_LIMIT,
+            layout: Layout::Numbered,
         }
     }
 }
@@ -94,13 +97,22 @@ impl Builder {
         self
     }
 
+    /// How the tickets of lines are named: as on etcd v2 ([`Layout::Numbered`], the default), or as
+    /// on etcd v3 ([`Layout::Leased`]), so that what a service does there can be tested here.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
     /// The store.
     pub fn build(self) -> Embedded {
         let clock = self.runtime.clock;
-        let core = Core::new(self.history_limit, clock.now());
+        let mut core = Core::new(self.history_limit, clock.now());
+        core.layout = self.layout;
         Embedded {
             shared: Arc::new(Shared {
                 clock,
+                layout: self.layout,
                 core: Mutex::new(core),
             }),
         }
@@ -111,6 +123,7 @@ impl Builder {
 #[derive(Debug)]
 struct Shared {
     clock: Clock,
+    layout: Layout,
     core: Mutex<Core>,
 }
 

@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Ttl};
 use crate::store::{
     About, Append, Appended, Change, Commit, Committed, Delete, Deleted, Freshness, Get, Grant,
-    Granted, Layout, Naming, Page, Put, Renew, Renewed, Select, Store, Update, Updates, View,
-    Watch, Withdraw, Withdrawn, Written,
+    Granted, Naming, Page, Put, Renew, Renewed, Select, Store, Update, Updates, View, Watch,
+    Withdraw, Withdrawn, Written,
 };
 use crate::store::{Event as StoreEvent, Node as StoreNode};
 
@@ -24,9 +24,10 @@ const NAME: &str = "embedded";
 #[async_trait]
 impl Store for Embedded {
     fn about(&self) -> About {
-        About::new(NAME, Layout::Numbered)
+        About::new(NAME, self.shared.layout)
             .with_commits()
             .with_cancels()
+            .with_ranks()
     }
 
     async fn get(&self, get: Get) -> Result<View> {

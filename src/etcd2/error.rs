@@ -119,7 +119,7 @@ fn stranger(status: StatusCode, body: &[u8], access: Access) -> Error {
     let number = status.as_u16();
     if number == 404 && body.trim_ascii() == b"404 page not found" {
         let text = "this server has no v2 keys API: etcd 3.4 and 3.5 need --enable-v2, \
-                    3.6 and later no longer have it";
+                    3.6 and later no longer have it; the v3 API is etcd:// in a store URL";
         return Error::new(ErrorKind::Unsupported, text);
     }
     let (kind, hint) = match (number, access) {

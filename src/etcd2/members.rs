@@ -1,44 +1,24 @@
 //! The cluster's members: which there are, and whether one is cut off from the others.
 //!
-//! * **Discovery**: `GET {prefix}/machines` with the first operation, once a minute, and after a
-//!   failover. One operation does it, those beside it do not wait, and what becomes of it does not
-//!   concern them: a list that cannot be had, or read, changes nothing.
+//! * **Discovery**: `GET {prefix}/machines`, whenever [`Discovery`] says so.
 //! * **Watchdog**: a watch on a member that has lost its leader never fails and never speaks, and
 //!   `stats/self` goes on claiming a leader. `GET {prefix}/members/leader` tells: 503 without one.
 //!   It costs no proposal. All watches on one endpoint share one request a period.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use http::Method;
 
 use super::driver::Driver;
 use crate::runtime::Instant;
-use crate::transport::{As, Call, Endpoint};
-
-/// How old the list of members gets.
-const REFRESH: Duration = Duration::from_secs(60);
-/// The least time between two attempts to get one.
-const RETRY: Duration = Duration::from_secs(5);
-/// The most that an operation waits for it.
-const PATIENCE: Duration = Duration::from_millis(500);
+use crate::transport::{As, Call, Discovery, Endpoint, PATIENCE};
 
 /// What is remembered about members between operations.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    discovery: Mutex<Discovery>,
+    discovery: Discovery,
     checks: Mutex<BTreeMap<Arc<str>, Arc<Check>>>,
-}
-
-#[derive(Debug, Default)]
-struct Discovery {
-    /// When the list was last asked for.
-    tried: Option<Instant>,
-    /// Whether it came.
-    came: bool,
-    /// How often the current endpoint had changed by then.
-    moves: u64,
 }
 
 /// When an endpoint was last asked for its leader, and what came of it. Locked while it is being
@@ -57,35 +37,6 @@ enum Health {
 }
 
 impl Members {
-    /// Whether it is the caller who asks for the list now.
-    fn claim(&self, moves: u64, now: Instant) -> bool {
-        let mut it = self
-            .discovery
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let due = it.tried.is_none_or(|tried| {
-            let wait = if it.came && it.moves == moves {
-                REFRESH
-            } else {
-                RETRY
-            };
-            now.since(tried) >= wait
-        });
-        if due {
-            // Who drops its operation half-way leaves it to one of the next.
-            (it.tried, it.came, it.moves) = (Some(now), false, moves);
-        }
-        due
-    }
-
-    fn came(&self) {
-        let mut it = self
-            .discovery
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        it.came = true;
-    }
-
     fn check(&self, endpoint: &Endpoint, all: &[Arc<Endpoint>]) -> Arc<Check> {
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         if !checks.contains_key(&endpoint.origin) {
@@ -109,7 +60,7 @@ impl Driver {
         }
         let (clock, endpoints) = (&self.runtime.clock, self.transport.endpoints());
         let now = clock.now();
-        if !self.members.claim(endpoints.moves(), now) {
+        if !self.members.discovery.claim(endpoints.moves(), now) {
             return;
         }
         let until = now + PATIENCE.min(deadline.since(now) / 4);
@@ -124,7 +75,7 @@ impl Driver {
                 && let Ok(text) = std::str::from_utf8(&answer.body)
                 && endpoints.advertise(text)
             {
-                self.members.came();
+                self.members.discovery.came();
                 return;
             }
             if clock.has_passed(until) {

@@ -49,13 +49,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+#[cfg(feature = "srv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
+pub use crate::transport::{Service, Srv};
 pub use builder::Builder;
 pub use client::Client;
 pub use code::Code;
 use driver::Driver;
-#[cfg(feature = "srv")]
-#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
-pub use srv::{Service, Srv};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::Next;
 use super::proto::AuthenticateRequest;
 use super::rpc::{Token, Trouble, Wire};
+use crate::error::{Error, ErrorKind};
 use crate::transport::{Credentials, Endpoint, Failure, Limits};
 
 /// The credentials, and the token that they brought.
@@ -36,6 +37,19 @@ impl Auth {
     /// Whether there is a user.
     pub(super) fn is_asked_for(&self) -> bool {
         self.credentials.is_some()
+    }
+
+    /// Names the user in a refusal that is about who asks: etcd does not.
+    pub(super) fn named(&self, error: Error) -> Error {
+        let kind = error.kind();
+        match &self.credentials {
+            Some(Credentials { user, .. })
+                if matches!(kind, ErrorKind::Forbidden | ErrorKind::Unauthorized) =>
+            {
+                error.into_kind(kind, &format!("the user is {user:?}"))
+            }
+            _ => error,
+        }
     }
 
     /// This token was refused: the next request gets another.

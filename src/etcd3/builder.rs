@@ -10,12 +10,12 @@ use super::auth::Auth;
 use super::driver::Driver;
 use super::hub::Hub;
 use super::keep::Keeper;
-use super::line::MarkLease;
 use super::rpc::Wire;
+use super::shared::SharedLeases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Runtime;
-use crate::transport::{Channels, Credentials, Dial, Endpoints, Latency, Tcp, Tls};
+use crate::transport::{Channels, Credentials, Dial, Discovery, Endpoints, Latency, Tcp, Tls};
 
 /// The options of an [`Etcd3`]: see [`Etcd3::builder`].
 #[derive(Clone)]
@@ -26,6 +26,7 @@ pub struct Builder {
     tls: Tls,
     expected_cluster_id: Option<u64>,
     marks: Option<Key>,
+    discover_members: bool,
     timeout: Duration,
     watch_patience: Duration,
     watchdog_period: Duration,
@@ -41,6 +42,7 @@ impl Builder {
             tls: Tls::new(),
             expected_cluster_id: None,
             marks: None,
+            discover_members: false,
             timeout: Duration::from_secs(5),
             watch_patience: Duration::from_secs(10),
             watchdog_period: Duration::from_secs(3),
@@ -77,6 +79,17 @@ impl Builder {
     /// part of the store as good.
     pub fn marks(mut self, key: Key) -> Self {
         self.marks = Some(key);
+        self
+    }
+
+    /// Whether the client addresses that the members advertise are learned, besides those that were
+    /// given: with the first operation, and again each minute and after a failover. Default: no, as
+    /// behind a proxy or a load balancer. They come after the given ones, which stay; only those of
+    /// the same scheme are taken, and `localhost` only by who was given it. They are sent the
+    /// user and the password too. Costs one operation in a minute one request more (no proposal),
+    /// and at most half a second; a list that cannot be had changes nothing.
+    pub fn discover_members(mut self, discover: bool) -> Self {
+        self.discover_members = discover;
         self
     }
 
@@ -157,12 +170,13 @@ impl Builder {
                 auth: Auth::new(credentials),
                 cluster: cluster.map_or_else(OnceLock::new, OnceLock::from),
                 seen: AtomicU64::new(0),
+                discovery: self.discover_members.then(Discovery::default),
             }),
             name,
             keeper: Keeper::default(),
             watches: Hub::new(self.watch_patience, self.watchdog_period),
             marks,
-            mark_lease: MarkLease::default(),
+            shared: SharedLeases::default(),
         })))
     }
 }

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::hub::Hub;
 use super::keep::Keeper;
-use super::line::MarkLease;
 use super::proto::KeyValue;
 use super::rpc::{Wire, index};
+use super::shared::SharedLeases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
 use crate::runtime::Instant;
@@ -23,7 +23,7 @@ pub(super) struct Driver {
     pub(super) watches: Hub,
     /// Below which cancel marks are put.
     pub(super) marks: Key,
-    pub(super) mark_lease: MarkLease,
+    pub(super) shared: SharedLeases,
 }
 
 impl Driver {

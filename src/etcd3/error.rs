@@ -226,7 +226,7 @@ pub(super) fn is_full(error: &Error) -> bool {
 }
 
 /// What is said of an answer that is not read.
-pub(super) const TOO_LARGE: &str = "the answer is larger than 256 MiB";
+pub(super) const TOO_LARGE: &str = "the answer is larger than 64 MiB";
 
 /// Judges a status that came from a server.
 pub(super) fn judge(status: &Status) -> Judged {

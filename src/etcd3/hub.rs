@@ -4,8 +4,10 @@
 //! and goes on from there when these have been read: memory is bounded, and nothing is lost that the
 //! server still has.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -16,9 +18,10 @@ use super::driver::Driver;
 use super::stream::Run;
 use super::watch::Following;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Update, Updates, Watch};
+use crate::store::{Change, Event, Update, Updates, Watch};
 
-/// How many updates of one watch may wait to be read.
+/// How much of one watch may wait to be read: each update counts 1, and 1 more for each 4 KiB of its
+/// value. So it is 10,000 small updates or 40 MB.
 const MOST_QUEUED: usize = 10_000;
 
 /// The task of the watches, while there is one.
@@ -32,7 +35,7 @@ pub(super) struct Hub {
 #[derive(Debug)]
 struct Task {
     orders: mpsc::UnboundedSender<Order>,
-    /// The name of the next watch: etcd takes names from 1 on.
+    /// The number of the next watch.
     next: i64,
     _handle: AbortOnDropHandle<()>,
 }
@@ -47,31 +50,31 @@ pub(super) enum Order {
 /// A watch, and who reads it.
 pub(super) struct Seat {
     pub(super) following: Following,
-    updates: mpsc::UnboundedSender<Told>,
-    queued: Arc<AtomicUsize>,
+    letterbox: Letterbox,
 }
 
 impl Seat {
     /// Whether too much waits to be read now.
     pub(super) fn tell(&self, updates: Vec<Update>) -> bool {
-        let number = updates.len();
-        let queued = self.queued.fetch_add(number, Ordering::AcqRel) + number;
-        for update in updates {
-            // A reader that is gone has said so.
-            let _ = self.updates.send(Told::Update(Ok(update)));
-        }
-        number > 0 && queued > MOST_QUEUED
+        let news = !updates.is_empty();
+        let updates = updates.into_iter().map(|it| Told::Update(Ok(it)));
+        self.letterbox.put(updates) > MOST_QUEUED && news
     }
 
     /// The last word for now, until the reader says that it has read all.
     pub(super) fn lag(&self) {
-        let _ = self.updates.send(Told::Lagging);
+        self.letterbox.put([Told::Lagging]);
     }
 
     /// The last word.
     pub(super) fn end(&self, error: Error) {
-        self.queued.fetch_add(1, Ordering::AcqRel);
-        let _ = self.updates.send(Told::Update(Err(error)));
+        self.letterbox.put([Told::Update(Err(error))]);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.letterbox.close();
     }
 }
 
@@ -81,12 +84,93 @@ enum Told {
     Lagging,
 }
 
+impl Told {
+    /// What it counts for while it waits.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Update(Ok(Update::Event(Event {
+                change: Change::Put(node),
+                ..
+            }))) => 1 + node.value.len() / 4096,
+            Self::Update(Ok(_)) => 1,
+            Self::Update(Err(_)) | Self::Lagging => 0,
+        }
+    }
+}
+
+/// What a watch was told and has not read. Of thousands of watches hardly one has any: so no channel,
+/// which keeps room for dozens.
+#[derive(Clone, Default)]
+struct Letterbox(Arc<Mutex<Letters>>);
+
+#[derive(Default)]
+struct Letters {
+    told: VecDeque<Told>,
+    /// Of all that wait.
+    weight: usize,
+    reader: Option<Waker>,
+    /// Nothing more will come.
+    closed: bool,
+}
+
+impl Letterbox {
+    /// What all that waits to be read now counts for.
+    fn put(&self, told: impl IntoIterator<Item = Told>) -> usize {
+        let mut letters = self.lock();
+        for told in told {
+            letters.weight += told.weight();
+            letters.told.push_back(told);
+        }
+        let weight = letters.weight;
+        let any = !letters.told.is_empty();
+        let reader = letters.reader.take_if(|_| any);
+        drop(letters);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        weight
+    }
+
+    fn close(&self) {
+        let mut letters = self.lock();
+        letters.closed = true;
+        let reader = letters.reader.take();
+        drop(letters);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// The next, as soon as there is one; `None` when all is read and nothing more will come.
+    async fn next(&self) -> Option<Told> {
+        poll_fn(|cx| {
+            let mut letters = self.lock();
+            if let Some(told) = letters.told.pop_front() {
+                letters.weight = letters.weight.saturating_sub(told.weight());
+                if letters.told.is_empty() {
+                    letters.told = VecDeque::new();
+                }
+                return Poll::Ready(Some(told));
+            }
+            if letters.closed {
+                return Poll::Ready(None);
+            }
+            letters.reader = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Letters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Who reads a watch. Dropped, it ends the watch.
 struct Reader {
     id: i64,
     orders: mpsc::UnboundedSender<Order>,
-    updates: mpsc::UnboundedReceiver<Told>,
-    queued: Arc<AtomicUsize>,
+    letterbox: Letterbox,
     /// With the last watch and the last store the task ends.
     _driver: Arc<Driver>,
 }
@@ -115,12 +199,10 @@ impl Hub {
     }
 
     fn open(&self, driver: &Arc<Driver>, watch: Watch) -> Reader {
-        let (sender, updates) = mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicUsize::new(0));
+        let letterbox = Letterbox::default();
         let seat = Box::new(Seat {
             following: Following::new(watch),
-            updates: sender,
-            queued: queued.clone(),
+            letterbox: letterbox.clone(),
         });
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         // That of a runtime that is gone has ended.
@@ -133,8 +215,7 @@ impl Hub {
         Reader {
             id,
             orders: running.orders.clone(),
-            updates,
-            queued,
+            letterbox,
             _driver: driver.clone(),
         }
     }
@@ -158,11 +239,8 @@ impl Hub {
 impl Reader {
     async fn next(&mut self) -> Result<Update> {
         loop {
-            match self.updates.recv().await {
-                Some(Told::Update(update)) => {
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
-                    return update;
-                }
+            match self.letterbox.next().await {
+                Some(Told::Update(update)) => return update,
                 Some(Told::Lagging) => {
                     let _ = self.orders.send(Order::Resume(self.id));
                 }

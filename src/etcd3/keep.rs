@@ -18,11 +18,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::driver::{Driver, lease_number};
 use super::lease::ttl;
 use super::proto::{KEEP_ALIVE, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
-use super::rpc::{Trouble, Wire};
+use super::rpc::{Ask, Trouble, Wire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LeaseId, Ttl};
 use crate::runtime::Instant;
-use crate::transport::{Endpoint, Failure, Limits, Repeat};
+use crate::transport::{Endpoint, Failure, Limits};
 
 /// The stream, while there is one.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Driver {
         };
         let wire = &self.wire;
         let reply = wire
-            .rounds(KEEP_ALIVE, Repeat::Harmless, deadline, attempt)
+            .rounds(KEEP_ALIVE, Ask::HARMLESS, deadline, attempt)
             .await?;
         if reply.body.ttl <= 0 {
             let text = "the lease is gone";

@@ -11,7 +11,7 @@ use super::proto::{LeaseGrantRequest, LeaseRevokeRequest};
 use super::rpc::Ask;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LeaseId, Ttl};
-use crate::runtime::Entropy;
+use crate::runtime::{Entropy, Instant};
 use crate::store::{Grant, Granted, Renew, Renewed};
 
 /// How often a lease is asked for that is there, and gone when it is renewed.
@@ -19,7 +19,11 @@ const TRIES: usize = 3;
 
 impl Driver {
     pub(super) async fn grant(&self, grant: &Grant) -> Result<Granted> {
-        let deadline = self.deadline();
+        self.grant_by(grant, self.deadline()).await
+    }
+
+    /// The same, not for longer than until `deadline`.
+    pub(super) async fn grant_by(&self, grant: &Grant, deadline: Instant) -> Result<Granted> {
         let request = LeaseGrantRequest {
             ttl: i64::try_from(grant.ttl.whole_secs()).unwrap_or(i64::MAX),
             id: lease_number(grant.lease),

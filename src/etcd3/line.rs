@@ -11,47 +11,41 @@
 //!
 //! A mark lies at `<marks>/<tag>`, `/_cancelled` by default. A ticket's hangs on the ticket's lease:
 //! with that gone no late ticket can come either. Any other mark stays for ten minutes and more, on
-//! a lease that marks share.
+//! a [shared](super::shared) lease.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::driver::{Driver, after, bytes, lease_number, node, prefix, prefix_end};
 use super::error::is_full;
-use super::lease::new_lease;
 use super::proto::{
     Compare, DESCENDING, DeleteRangeRequest, KeyValue, PutRequest, RangeRequest, RangeResponse,
     Request, Response,
 };
 use super::rpc::Ask;
+use super::shared::Prepared;
 use super::txn::{absent, created, first, look, none_between};
-use super::write::{Prepared, maybe};
+use super::write::maybe;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId, Tag, Ttl};
 use crate::runtime::Instant;
-use crate::store::{Append, Appended, Grant, Layout, Naming, Node, Withdraw, Withdrawn};
+use crate::store::{Append, Appended, Layout, Naming, Node, Withdraw, Withdrawn};
 
 /// How long a mark stays that hangs on no ticket's lease, at least.
 const MARK_LIFE: Duration = Duration::from_secs(10 * 60);
-/// For how long such marks get the same lease.
-const MARK_LEASE_USE: Duration = Duration::from_secs(5 * 60);
 /// How many keys of a line an append reads. In a longer one nobody is at the front anyway.
 const BEFORE: i64 = 256;
 /// How often an append with a rising name is tried while others get in between.
 const RISES: usize = 64;
 
-/// The lease that marks share, and since when.
-#[derive(Debug, Default)]
-pub(super) struct MarkLease(Mutex<Option<(LeaseId, Instant)>>);
-
 impl Driver {
     pub(super) async fn append(&self, append: &Append) -> Result<Appended> {
         let deadline = self.deadline();
         let mut prepared = Prepared::default();
-        let lease = self.lease_of(append.expiry, &mut prepared).await?;
+        let expiry = append.expiry;
+        let lease = self.lease_of(expiry, &mut prepared, deadline).await?;
         let outcome = match append.naming {
             Naming::Raw => self.rise(append, lease, deadline).await,
             Naming::Ticket | Naming::Tag => self.append_tagged(append, lease, deadline).await,
@@ -192,10 +186,14 @@ impl Driver {
             }
         }
         for _ in 0..2 {
-            let lease = self.shared_mark_lease().await?;
+            let Some(lease) = self.shared_lease(Ttl::new(MARK_LIFE)?, deadline).await? else {
+                break;
+            };
             match self.cancel(withdraw.tag, key, lease, deadline).await {
                 // Somebody has revoked it.
-                Err(error) if error.kind() == ErrorKind::NotFound => self.mark_lease.forget(lease),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.forget_shared(lease).await;
+                }
                 outcome => return outcome,
             }
         }
@@ -232,34 +230,6 @@ impl Driver {
 
     fn mark(&self, tag: Tag) -> Result<Key> {
         self.marks.join(&tag.to_string())
-    }
-
-    /// A lease that lasts for ten minutes from now at least.
-    async fn shared_mark_lease(&self) -> Result<LeaseId> {
-        let now = self.wire.runtime.clock.now();
-        if let Some((lease, since)) = *self.mark_lease.lock()
-            && now.since(since) < MARK_LEASE_USE
-        {
-            return Ok(lease);
-        }
-        let lease = new_lease(&self.wire.runtime.entropy);
-        let ttl = Ttl::new(MARK_LIFE + MARK_LEASE_USE)?;
-        self.grant(&Grant::new(lease, ttl)).await?;
-        *self.mark_lease.lock() = Some((lease, now));
-        Ok(lease)
-    }
-}
-
-impl MarkLease {
-    fn lock(&self) -> MutexGuard<'_, Option<(LeaseId, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget(&self, gone: LeaseId) {
-        let mut shared = self.lock();
-        if shared.is_some_and(|(lease, _)| lease == gone) {
-            *shared = None;
-        }
     }
 }
 

@@ -14,7 +14,9 @@
 //!   others lie, and which is not written itself, reads as a directory whose indexes are those of
 //!   the creation of its first key, and lists show it so; a *page* of a list shows none. Deleting a
 //!   tree is one event for each key, all at one index.
-//! * A time-to-live is a lease of its own, one proposal more. Nodes name their lease and not how
+//! * A time-to-live below five minutes is a lease of its own, a proposal more at the write and one
+//!   at the end. A longer one is a lease that is shared by writes of about that length: what hangs
+//!   on it can live up to a quarter longer. Nodes name their lease and not how
 //!   long they have left. They are there until the server has revoked the lease, up to about half
 //!   a second after its end, for every reader alike.
 //! * A deletion does not tell whether it was an expiry.
@@ -22,21 +24,67 @@
 //!   comparisons, is `InvalidOptions`.
 //! * A raw append takes a name of 20 digits that is larger than all that are there, by a
 //!   transaction that is tried again when somebody else was quicker.
-//! * Withdrawals leave marks under `/_cancelled` ([`Builder::marks`]): a user's roles must allow to
-//!   read and write there.
-//! * v2 and v3 of one etcd are two stores: neither sees the other's keys.
+//! * **v2 and v3 of one etcd are two stores**: neither sees the other's keys, and a lock of one does
+//!   not keep out who takes it by the other.
+//!
+//! # What it costs
+//! | what | proposals | requests |
+//! |---|---|---|
+//! | any read of a node, any page of a list | 0 | 1 |
+//! | put, delete, commit, append of a ticket with those before it | 1 | 1 |
+//! | put with a time-to-live of its own | 2 | 2 |
+//! | lease: grant, revoke | 1 | 1 |
+//! | lease: renewal | 0 | 1 message on a stream |
+//! | watch | 0 | 1 message on a stream; [`Builder::watchdog_period`] 1 more for all of them |
+//! | withdrawal of what may have been appended | 1 | 1; now and then 1 more for a lease of marks |
+//! | lock and unlock, uncontended | 2 | 2 |
+//!
+//! Reads that take more than twice what is normal are asked of a second server too.
+//!
+//! # Which etcd
+//! 3.4 and later; developed on 3.4.23. Only calls are used that all of them have, and neither the
+//! Lock nor the Election service. `etcdctl lock`, `etcdctl elect` and Go's `concurrency` stand in
+//! the same lines.
+//!
+//! Not supported: `etcd grpc-proxy`. Its reads, writes and leases work, its watches do not: it
+//! answers no request for progress, so a quiet watch is taken for dead every few seconds, and on its
+//! shared watches it names cluster 0, which ends them with a `Protocol` error that says so. Proxies
+//! and load balancers of TCP are fine: give them as the endpoint, and leave
+//! [`Builder::discover_members`] off.
+//!
+//! # Which permissions
+//! With authentication on, a user's roles need to read and write what the recipes in use lie below.
+//! With a prefix in the store's URL that is the prefix: `etcdctl role grant-permission team readwrite
+//! /myservice/ --prefix=true`. Without one:
+//!
+//! | key | who needs it |
+//! |---|---|
+//! | `/_locks/`, `/_elections/`, `/_semaphores/`, `/_queues/` | the recipes of these names |
+//! | `/_cancelled/` ([`Builder::marks`]) | all of them: marks that keep late requests from leaving a ticket |
+//! | `/_sessions/` | all of them: who is who |
+//! | `/_meta/` | requests to let go of a lock |
+//!
+//! A user is a name and a password ([`Builder::user`]), or the common name of the client certificate
+//! ([`Builder::tls`]) where etcd runs with `--client-cert-auth`. etcd's table of members and its status
+//! need no permission.
 
 mod auth;
 mod builder;
+mod cluster;
 mod driver;
 mod error;
 mod hub;
 mod keep;
 mod lease;
 mod line;
+mod link;
+mod members;
 mod proto;
 mod read;
 mod rpc;
+mod shared;
+#[cfg(feature = "srv")]
+mod srv;
 mod stream;
 mod txn;
 mod watch;
@@ -48,6 +96,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use builder::Builder;
+pub use cluster::{Health, Member, ServerStatus, Status};
 use driver::Driver;
 
 use crate::error::Result;
@@ -117,6 +166,7 @@ impl Store for Etcd3 {
         About::new(self.0.name.clone(), Layout::Leased)
             .with_commits()
             .with_cancels()
+            .with_ranks()
             .without_directories()
     }
 

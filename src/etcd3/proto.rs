@@ -10,6 +10,8 @@ use prost::{Enumeration, Message, Oneof};
 pub(super) struct ResponseHeader {
     #[prost(uint64, tag = "1")]
     pub(super) cluster_id: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) member_id: u64,
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
 }
@@ -349,6 +351,62 @@ pub(super) struct AuthenticateResponse {
     pub(super) token: String,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct MemberListRequest {
+    /// Before etcd 3.5 nobody reads it, and the server answers what it knows.
+    #[prost(bool, tag = "1")]
+    pub(super) linearizable: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct MemberListResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) header: Option<ResponseHeader>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) members: Vec<MemberEntry>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct MemberEntry {
+    #[prost(uint64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(string, tag = "2")]
+    pub(super) name: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) peer_urls: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(super) client_urls: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub(super) is_learner: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct StatusRequest {}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) header: Option<ResponseHeader>,
+    #[prost(string, tag = "2")]
+    pub(super) version: String,
+    #[prost(int64, tag = "3")]
+    pub(super) db_size: i64,
+    #[prost(uint64, tag = "4")]
+    pub(super) leader: u64,
+    #[prost(uint64, tag = "5")]
+    pub(super) raft_index: u64,
+    #[prost(uint64, tag = "6")]
+    pub(super) raft_term: u64,
+    #[prost(uint64, tag = "7")]
+    pub(super) raft_applied_index: u64,
+    #[prost(string, repeated, tag = "8")]
+    pub(super) errors: Vec<String>,
+    #[prost(int64, tag = "9")]
+    pub(super) db_size_in_use: i64,
+    #[prost(bool, tag = "10")]
+    pub(super) is_learner: bool,
+}
+
 macro_rules! hide {
     ($($message:ident),+) => {$(
         impl std::fmt::Debug for $message {
@@ -393,6 +451,8 @@ rpcs! {
     "Lease/LeaseGrant": LeaseGrantRequest => LeaseGrantResponse,
     "Lease/LeaseRevoke": LeaseRevokeRequest => LeaseRevokeResponse,
     "Auth/Authenticate": AuthenticateRequest => AuthenticateResponse,
+    "Cluster/MemberList": MemberListRequest => MemberListResponse,
+    "Maintenance/Status": StatusRequest => StatusResponse,
 }
 
 impl Headed for LeaseKeepAliveResponse {

@@ -4,7 +4,11 @@
 //! the keys in order that jumps over what it does not show: the inside of a directory it has named,
 //! what is hidden, siblings with longer names (`/a-b` lies between `/a` and `/a/x`). It goes page by
 //! page, all of them at the revision of the first, so it is the state at one index however long it
-//! takes.
+//! takes. If that revision is compacted away meanwhile, the walk begins anew.
+//!
+//! A page has as many keys as, by those before them, come to [`PAGE_BYTES`]: many, because a server
+//! before 3.5 looks at all keys that are left to give some, and not too many bytes, because it
+//! gathers them in memory first.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +23,16 @@ use crate::key::{self, Index, Key};
 use crate::runtime::Instant;
 use crate::store::{Freshness, Get, Node, Select, View};
 
-/// How many keys one request asks for.
-const PAGE: usize = 1_000;
+/// How many keys the first request asks for.
+const FIRST_PAGE: usize = 1_000;
+/// How many any request asks for.
+const LARGEST_PAGE: usize = 20_000;
+/// What a page should come to.
+const PAGE_BYTES: usize = 4 << 20;
+/// What the wire adds to a key and its value, at most.
+const PAIR_BYTES: usize = 48;
+/// How often a walk begins anew.
+const MOST_WALKS: usize = 5;
 
 impl Driver {
     pub(super) async fn get(&self, get: &Get) -> Result<View> {
@@ -98,10 +110,7 @@ impl Driver {
                 Some(index)
             }
         };
-        let reply = self
-            .wire
-            .call(&request(false), Ask::HARMLESS, deadline)
-            .await?;
+        let reply = self.wire.call(&request(false), Ask::READ, deadline).await?;
         match at_least {
             Some(index) if reply.index < index => {
                 let text = format!(
@@ -116,9 +125,27 @@ impl Driver {
     }
 
     async fn list(&self, get: &Get, deadline: Instant) -> Result<View> {
+        let asked = get.page.as_ref().and_then(|page| page.at);
+        let mut walks = 1;
+        loop {
+            match self.walk(get, asked, deadline).await {
+                // Nobody has been told of its index yet.
+                Err(error)
+                    if error.kind() == ErrorKind::HistoryLost
+                        && asked.is_none()
+                        && walks < MOST_WALKS =>
+                {
+                    walks += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn walk(&self, get: &Get, mut at: Option<Index>, deadline: Instant) -> Result<View> {
         let mut walk = Walk::new(get)?;
-        let mut at = get.page.as_ref().and_then(|page| page.at);
-        let mut size = PAGE.min(walk.limit.saturating_add(1)).max(16);
+        let most = walk.limit.saturating_add(1).max(16);
+        let mut size = FIRST_PAGE.min(most);
         loop {
             let limit = i64::try_from(size).unwrap_or(i64::MAX);
             let ask = |serializable| RangeRequest {
@@ -137,7 +164,7 @@ impl Driver {
             };
             let reply = match reply {
                 Err(error) if error.detail().starts_with(super::error::TOO_LARGE) && size > 1 => {
-                    size = (size / 4).max(1);
+                    size = (size / 64).max(1);
                     continue;
                 }
                 reply => reply?,
@@ -147,8 +174,19 @@ impl Driver {
             if full || !reply.body.more || walk.next >= walk.end {
                 return Ok(walk.view(index));
             }
+            size = next_page(&reply.body.kvs).min(most);
         }
     }
+}
+
+/// How many keys like these come to a page.
+fn next_page(kvs: &[KeyValue]) -> usize {
+    let bytes: usize = kvs
+        .iter()
+        .map(|kv| kv.key.len() + kv.value.len() + PAIR_BYTES)
+        .sum();
+    let fit = PAGE_BYTES.saturating_mul(kvs.len()) / bytes.max(1);
+    fit.clamp(1, LARGEST_PAGE)
 }
 
 /// The first key of a directory: is there any?
@@ -314,4 +352,26 @@ fn hidden_at(below: &str) -> Option<usize> {
 /// The first bytes after these.
 fn behind(key: &Bytes) -> Bytes {
     [key, &b"\0"[..]].concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_as_many_keys_as_fit() {
+        let page = |count: usize, size: usize| {
+            let kv = KeyValue {
+                key: "/config/k".into(),
+                value: vec![0; size].into(),
+                ..KeyValue::default()
+            };
+            next_page(&vec![kv; count])
+        };
+        assert_eq!(page(1_000, 0), LARGEST_PAGE);
+        assert_eq!(page(1_000, 1_000), 3_968);
+        assert_eq!(page(10, 1 << 20), 3);
+        assert_eq!(page(1, 100 << 20), 1);
+        assert_eq!(page(0, 0), 1, "that is not asked");
+    }
 }

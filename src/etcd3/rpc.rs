@@ -4,42 +4,30 @@
 use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 use http::uri::PathAndQuery;
-use hyper::body::Incoming;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
-use tonic::client::Grpc;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
-use tower_service::Service;
 
 use super::auth::Auth;
 use super::error::{Judged, Next, judge};
-use super::proto::{Headed, ResponseHeader, Rpc};
+use super::link::{dressed, grpc};
+use super::proto::{Headed, Rpc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
 use crate::transport::{
-    Attempts, Channel, Channels, Endpoint, Endpoints, Failure, Latency, Limits, Repeat, SendError,
-    ambiguous, pauses,
+    Attempts, Channel, Channels, Discovery, Endpoint, Endpoints, Failure, Latency, Limits, Repeat,
+    Who, ambiguous, hedged, pauses,
 };
-
-/// The largest answer that is read.
-const LARGEST: usize = 256 << 20;
-
-/// What a token is called in a request's metadata.
-const TOKEN: &str = "token";
-/// A server that has no leader is to say so at once instead of trying for seconds.
-const LED: &str = "hasleader";
 
 pub(super) type Token = MetadataValue<Ascii>;
 
@@ -56,6 +44,8 @@ pub(super) struct Wire {
     pub(super) cluster: OnceLock<u64>,
     /// The latest index that an answer named.
     pub(super) seen: AtomicU64,
+    /// Whether, and when, the members' own addresses are asked for.
+    pub(super) discovery: Option<Discovery>,
 }
 
 /// How a request is asked.
@@ -64,6 +54,8 @@ pub(super) struct Ask {
     pub(super) repeat: Repeat,
     /// Only a server that has a leader may answer.
     pub(super) led: bool,
+    /// Whether a second server is asked too when the first takes long.
+    pub(super) hedge: bool,
 }
 
 impl Ask {
@@ -71,16 +63,25 @@ impl Ask {
     pub(super) const LOCAL: Self = Self {
         repeat: Repeat::Harmless,
         led: false,
+        hedge: true,
     };
-    /// A read, or a write that can be repeated.
+    /// A linearizable read.
+    pub(super) const READ: Self = Self {
+        repeat: Repeat::Harmless,
+        led: true,
+        hedge: true,
+    };
+    /// A write that can be repeated.
     pub(super) const HARMLESS: Self = Self {
         repeat: Repeat::Harmless,
         led: true,
+        hedge: false,
     };
     /// A write.
     pub(super) const ONCE: Self = Self {
         repeat: Repeat::NeverSent,
         led: true,
+        hedge: false,
     };
 }
 
@@ -154,21 +155,23 @@ impl Wire {
         ask: Ask,
         deadline: Instant,
     ) -> Result<Reply<Q::Reply>> {
+        self.refresh_members(deadline).await;
         let attempt = |endpoint: Arc<Endpoint>, limits| {
             async move { self.attempt(request, &endpoint, ask.led, limits).await }.boxed()
         };
-        self.rounds(Q::PATH, ask.repeat, deadline, attempt).await
+        self.rounds(Q::PATH, ask, deadline, attempt).await
     }
 
     /// The same for any kind of attempt.
     pub(super) async fn rounds<'a, R: Headed>(
         &self,
         path: &'static str,
-        repeat: Repeat,
+        ask: Ask,
         deadline: Instant,
         attempt: impl Fn(Arc<Endpoint>, Limits) -> BoxFuture<'a, Result<R, Trouble>> + Send,
     ) -> Result<Reply<R>> {
         let clock = &self.runtime.clock;
+        let repeat = ask.repeat;
         let mut log = Attempts::default();
         let mut pauses = pauses(&self.runtime.entropy);
         let mut new_tokens = 0;
@@ -177,12 +180,25 @@ impl Wire {
         for rounds in 0.. {
             let mut round: VecDeque<_> = self.endpoints.order(clock.now()).into();
             let servers = round.len();
-            while let Some(endpoint) = round.pop_front() {
+            while let Some(mut endpoint) = round.pop_front() {
                 let started = clock.now();
                 let share = (whole, rounds, round.len());
                 let limits = self.latency.limits(repeat, started, deadline, share);
-                let outcome = attempt(endpoint.clone(), limits).await;
+                let first = attempt(endpoint.clone(), limits);
+                let patience = self.latency.hedge_after().filter(|_| ask.hedge);
+                let (who, outcome) = match (patience, round.front()) {
+                    (Some(patience), Some(second)) => {
+                        let second = attempt(second.clone(), limits);
+                        hedged(first, clock.sleep(patience), second, is_answer).await
+                    }
+                    _ => (Who::First, first.await),
+                };
                 let now = clock.now();
+                if let (Who::Second, Some(second)) = (who, round.front()) {
+                    self.endpoints.failed(&endpoint, now);
+                    endpoint = second.clone();
+                    round.pop_front();
+                }
                 self.trace(path, &endpoint.origin, &outcome, now.since(started));
                 match outcome {
                     Ok(reply) => {
@@ -194,7 +210,7 @@ impl Wire {
                         let Judged { error, next } = *judged;
                         let error = error.on(&*endpoint.origin);
                         match next {
-                            Next::Final => return Err(error),
+                            Next::Final => return Err(self.auth.named(error)),
                             Next::NewToken if new_tokens < 2 && self.auth.is_asked_for() => {
                                 new_tokens += 1;
                                 round.push_front(endpoint);
@@ -373,17 +389,19 @@ impl Wire {
         })
     }
 
-    /// Learns the cluster from the first answer and compares it with every later one.
-    pub(super) fn check_cluster(&self, header: &ResponseHeader) -> Result<()> {
-        let known = *self.cluster.get_or_init(|| header.cluster_id);
-        if known == header.cluster_id {
-            return Ok(());
+    /// Checks that it is the cluster of all answers, and learns that it has come to the revision
+    /// named.
+    pub(super) fn learn(&self, header: &super::proto::ResponseHeader) -> Result<()> {
+        self.check_cluster(header)?;
+        if let Some(index) = index(header.revision) {
+            self.seen.fetch_max(index.get(), Ordering::AcqRel);
         }
-        let text = format!(
-            "this is cluster {:x}, and so far it was {known:x}",
-            header.cluster_id
-        );
-        Err(Error::new(ErrorKind::ClusterChanged, text))
+        Ok(())
+    }
+
+    /// The latest index that an answer named.
+    pub(super) fn seen(&self) -> Option<Index> {
+        Index::new(self.seen.load(Ordering::Acquire))
     }
 
     /// What a stream, or one of its answers, may take.
@@ -431,46 +449,16 @@ pub(super) fn index(revision: i64) -> Option<Index> {
     Index::new(u64::try_from(revision).ok()?)
 }
 
+/// Whether another server would not say better.
+fn is_answer<R>(outcome: &Result<R, Trouble>) -> bool {
+    match outcome {
+        Ok(_) => true,
+        Err(Trouble::Refused(judged)) => matches!(judged.next, Next::Final | Next::NewToken),
+        Err(Trouble::Failure(_)) => false,
+    }
+}
+
 /// What there is to say when time is up.
 fn give_up<R>(log: Attempts<Error>, waited: Duration) -> Result<R> {
     Err(log.give_up(waited).unwrap_or_else(|error| error))
-}
-
-fn dressed<T>(message: T, led: bool, token: Option<Token>) -> Request<T> {
-    let mut request = Request::new(message);
-    let metadata = request.metadata_mut();
-    if led {
-        metadata.insert(LED, MetadataValue::from_static("true"));
-    }
-    if let Some(token) = token {
-        metadata.insert(TOKEN, token);
-    }
-    request
-}
-
-fn grpc(channel: &Channel<Body>, endpoint: &Endpoint) -> Grpc<Link> {
-    let origin = http::Uri::builder()
-        .scheme(endpoint.scheme.clone())
-        .authority(endpoint.authority.clone())
-        .path_and_query("/")
-        .build()
-        .unwrap_or_default();
-    Grpc::with_origin(Link(channel.clone()), origin).max_decoding_message_size(LARGEST)
-}
-
-/// A connection as tonic wants it.
-struct Link(Channel<Body>);
-
-impl Service<http::Request<Body>> for Link {
-    type Response = http::Response<Incoming>;
-    type Error = SendError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, SendError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.clone().send(request))
-    }
 }

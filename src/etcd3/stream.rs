@@ -27,12 +27,12 @@ use super::driver::bytes;
 use super::error::Next;
 use super::hub::{Order, Seat};
 use super::proto::{
-    RangeRequest, WATCH, WatchAsk, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-    WatchRequest, WatchResponse,
+    RangeRequest, WATCH, WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest,
+    WatchResponse,
 };
 use super::rpc::{Ask, Trouble, Wire, index};
 use super::txn::number;
-use super::watch::Heard;
+use super::watch::{Following, Heard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Instant;
@@ -84,32 +84,62 @@ fn left(trouble: Trouble, endpoint: &Endpoint) -> Left {
 }
 
 /// What a stream is asked, and what it has not answered yet.
+///
+/// A watch has another name each time it is asked for, so that what a server still says about an
+/// earlier one, its end included, is not taken for the word of the present one.
 struct Asks {
     requests: mpsc::UnboundedSender<WatchRequest>,
-    /// The watches that were asked for, in order: a server that refuses one does not name it.
+    /// The names that were asked for, in order: a server that refuses one does not name it.
     created: VecDeque<i64>,
+    /// The name given last: etcd takes names from 1 on.
+    last: i64,
+    /// Which watch has which name.
+    names: BTreeMap<i64, i64>,
+    watches: BTreeMap<i64, i64>,
 }
 
 impl Asks {
-    fn create(&mut self, ask: WatchCreateRequest) {
-        self.created.push_back(ask.watch_id);
-        self.send(WatchAsk::Create(ask));
+    fn new(requests: mpsc::UnboundedSender<WatchRequest>) -> Self {
+        Self {
+            requests,
+            created: VecDeque::new(),
+            last: 0,
+            names: BTreeMap::new(),
+            watches: BTreeMap::new(),
+        }
     }
 
-    fn cancel(&self, id: i64) {
-        self.send(WatchAsk::Cancel(WatchCancelRequest { watch_id: id }));
+    /// Asks for a watch of a store that is known to be at `seen`; not for one that lags.
+    fn create(&mut self, id: i64, following: &mut Following, seen: Option<Index>) {
+        self.cancel(id);
+        let name = self.last + 1;
+        if let Some(ask) = following.ask(name, seen) {
+            self.last = name;
+            self.names.insert(id, name);
+            self.watches.insert(name, id);
+            self.created.push_back(name);
+            self.send(WatchAsk::Create(ask));
+        }
+    }
+
+    fn cancel(&mut self, id: i64) {
+        if let Some(name) = self.names.remove(&id) {
+            self.watches.remove(&name);
+            self.send(WatchAsk::Cancel(WatchCancelRequest { watch_id: name }));
+        }
     }
 
     fn sign_of_life(&self) {
         self.send(WatchAsk::Progress(WatchProgressRequest {}));
     }
 
-    /// Which watch an answer is about.
+    /// Which watch an answer is about; `None` if about none that is wanted.
     fn about(&mut self, answer: &WatchResponse) -> Option<i64> {
-        if !answer.created {
-            return Some(answer.watch_id);
-        }
-        self.created.pop_front()
+        let name = match answer.created {
+            true => self.created.pop_front()?,
+            false => answer.watch_id,
+        };
+        self.watches.get(&name).copied()
     }
 
     fn send(&self, ask: WatchAsk) {
@@ -166,14 +196,10 @@ impl Run {
     /// Opens a stream to this endpoint and tells what comes on it, until it is of no use any more.
     async fn stream(&mut self, endpoint: &Arc<Endpoint>) -> Left {
         let (sender, mut requests) = mpsc::unbounded_channel();
-        let mut asks = Asks {
-            requests: sender,
-            created: VecDeque::new(),
-        };
+        let mut asks = Asks::new(sender);
+        let seen = self.wire.seen();
         for (id, seat) in &mut self.seats {
-            if let Some(ask) = seat.following.ask(*id) {
-                asks.create(ask);
-            }
+            asks.create(*id, &mut seat.following, seen);
         }
         let requests = stream::poll_fn(move |cx| requests.poll_recv(cx));
         // A server answers when it has something to say, and there may be no watch to open.
@@ -217,7 +243,7 @@ impl Run {
                         self.settled();
                         let place = |error: Error| error.on(&*endpoint.origin);
                         if let Some(header) = &answer.header
-                            && let Err(error) = wire.check_cluster(header)
+                            && let Err(error) = wire.learn(header)
                         {
                             return Left::Trouble(place(error));
                         }
@@ -280,21 +306,22 @@ impl Run {
             }
         };
         // Without a stream the next one is asked for it.
-        if let Some(asks) = asks
-            && let Some(ask) = seat.following.ask(id)
-        {
-            asks.create(ask);
+        if let Some(asks) = asks {
+            asks.create(id, &mut seat.following, self.wire.seen());
         }
     }
 
     /// An error means that the stream is of no use any more.
     fn answer(&mut self, answer: WatchResponse, asks: &mut Asks) -> Result<()> {
         // What is about no watch is a sign of life.
-        let id = asks.about(&answer).unwrap_or_default();
+        let Some(id) = asks.about(&answer) else {
+            return Ok(());
+        };
         let Some(seat) = self.seats.get_mut(&id) else {
             return Ok(());
         };
         match seat.following.hear(answer) {
+            Heard::Anew => asks.create(id, &mut seat.following, self.wire.seen()),
             Heard::Look(at) => {
                 let (wire, key) = (self.wire.clone(), seat.following.key().clone());
                 self.looks.push(look(wire, id, key, at).boxed());
@@ -333,12 +360,7 @@ impl Run {
                 // Few have come so far.
                 seat.tell(updates);
             }
-            None => {
-                asks.cancel(id);
-                if let Some(ask) = seat.following.ask(id) {
-                    asks.create(ask);
-                }
-            }
+            None => asks.create(id, &mut seat.following, self.wire.seen()),
         }
     }
 

@@ -23,8 +23,14 @@
 //! **No event is lost or doubled.** `next` is the first index not told. A stream is asked to begin
 //! there; what is older is dropped, because servers say things twice. It moves behind an index only
 //! when all events of that index are there (a large one comes in fragments), so an index is never
-//! split. Only what a server says about *this* watch moves it: an answer to a request for progress
-//! is a sign of life and no more, because old servers send it ahead of events.
+//! split, and each event says whether more of its index follows. Only what a server says about *this*
+//! watch moves it: an answer to a request for progress is a sign of life and no more, because old
+//! servers send it ahead of events.
+//!
+//! **A deletion that was compacted away.** A server that is compacted at the very index of a deletion
+//! forgets it, and serves a watch from that index as if there had been nothing (etcd#18089). So
+//! where something may have been written at `next` already, a watch begins one index earlier: then
+//! the server says that it has been compacted.
 
 use bytes::Bytes;
 
@@ -55,7 +61,9 @@ pub(super) struct Following {
     short_cut: bool,
     /// Whether a new token was tried when it was forbidden.
     pub(super) denied: bool,
-    /// The parts of an answer that is not whole yet.
+    /// Whether it was asked for from `next` on, because nothing had been written there yet.
+    fresh: bool,
+    /// What has come of an index that is not whole yet.
     parts: Vec<WatchEvent>,
 }
 
@@ -77,6 +85,8 @@ pub(super) enum Heard {
     Told(Vec<Update>),
     /// Whether the key was there, at this index, since before the first that was asked for.
     Look(Index),
+    /// It is to be asked for anew.
+    Anew,
     /// The watch is over.
     Over(Error),
     /// Perhaps only the token is too old.
@@ -95,6 +105,7 @@ impl Following {
             state: State::Asked,
             announced: false,
             denied: false,
+            fresh: false,
             parts: Vec::new(),
         }
     }
@@ -103,13 +114,21 @@ impl Following {
         &self.watch.key
     }
 
-    /// What a stream is to be asked for; `None` if nothing.
-    pub(super) fn ask(&mut self, id: i64) -> Option<WatchCreateRequest> {
+    /// What a stream is to be asked for, by this name, of a store that is known to be at `seen`;
+    /// `None` if nothing.
+    pub(super) fn ask(&mut self, id: i64, seen: Option<Index>) -> Option<WatchCreateRequest> {
         if self.state == State::Lagging {
             return None;
         }
         self.state = State::Asked;
         self.parts.clear();
+        self.fresh = self.next > seen;
+        let from = match self.next.filter(|_| !self.short_cut) {
+            None => 0,
+            Some(next) if self.fresh => number(next),
+            // Index 1 is before the first write.
+            Some(next) => (number(next) - 1).max(1),
+        };
         let tree = self.watch.scope == Scope::Tree;
         let filters = match self.watch.filter {
             Filter::All => Vec::new(),
@@ -123,7 +142,7 @@ impl Following {
             } else {
                 Bytes::new()
             },
-            start_revision: self.next.filter(|_| !self.short_cut).map_or(0, number),
+            start_revision: from,
             progress_notify: true,
             filters,
             watch_id: id,
@@ -156,7 +175,12 @@ impl Following {
                 self.next.map_or(0, Index::get),
                 answer.compact_revision
             );
-            return Heard::Over(Error::new(ErrorKind::HistoryLost, text));
+            let error = Error::new(ErrorKind::HistoryLost, text);
+            return Heard::Over(match index(answer.compact_revision) {
+                // What is read instead must be of a server that has come as far.
+                Some(compacted) => error.seen_at(compacted),
+                None => error,
+            });
         }
         if answer.canceled {
             return cancelled(&answer.cancel_reason);
@@ -170,6 +194,9 @@ impl Following {
             if self.short_cut && self.next.is_some_and(|next| next <= opened) {
                 self.state = State::Looking(opened);
                 return Heard::Look(opened);
+            }
+            if !self.short_cut && self.fresh && self.next.is_some_and(|next| next <= opened) {
+                return Heard::Anew;
             }
             self.short_cut = false;
             self.state = State::Open;
@@ -189,10 +216,12 @@ impl Following {
             return Heard::Told(Vec::from_iter(revision.and_then(|it| self.quiet_up_to(it))));
         }
         self.parts.extend(answer.events);
+        let mut parts = std::mem::take(&mut self.parts);
         if answer.fragment {
-            return Heard::Told(Vec::new());
+            let last = parts.last().map(revision_of);
+            let whole = parts.partition_point(|it| Some(revision_of(it)) < last);
+            self.parts = parts.split_off(whole);
         }
-        let parts = std::mem::take(&mut self.parts);
         Heard::Told(self.tell(&parts))
     }
 
@@ -225,9 +254,10 @@ impl Following {
         Some(Update::Progress(at))
     }
 
+    /// Tells whole indexes.
     fn tell(&mut self, events: &[WatchEvent]) -> Vec<Update> {
         let begin = self.next;
-        let mut told = Vec::with_capacity(events.len());
+        let mut told: Vec<Event> = Vec::with_capacity(events.len());
         for event in events {
             let Some(kv) = &event.kv else { continue };
             let Some(at) = index(kv.mod_revision) else {
@@ -237,9 +267,15 @@ impl Following {
                 continue;
             }
             self.next = self.next.max(Some(at.next()));
-            told.extend(self.event(event.kind, kv, at).map(Update::Event));
+            let Some(event) = self.event(event.kind, kv, at) else {
+                continue;
+            };
+            if let Some(last) = told.last_mut() {
+                last.more = last.index == at;
+            }
+            told.push(event);
         }
-        told
+        told.into_iter().map(Update::Event).collect()
     }
 
     /// A change that was asked for; `None` for others, and for a key that this crate cannot name.
@@ -264,6 +300,10 @@ impl Following {
     }
 }
 
+fn revision_of(event: &WatchEvent) -> i64 {
+    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
 /// A server has ended a watch for this reason.
 fn cancelled(reason: &str) -> Heard {
     let judged = judge(&tonic::Status::unavailable(reason));
@@ -275,226 +315,5 @@ fn cancelled(reason: &str) -> Heard {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::proto::ResponseHeader;
-    use super::*;
-
-    fn key(text: &str) -> Key {
-        Key::new(text).unwrap()
-    }
-
-    fn at(index: u64) -> Index {
-        Index::new(index).unwrap()
-    }
-
-    fn answer(revision: i64) -> WatchResponse {
-        WatchResponse {
-            header: Some(ResponseHeader {
-                cluster_id: 1,
-                revision,
-            }),
-            ..WatchResponse::default()
-        }
-    }
-
-    fn created(revision: i64) -> WatchResponse {
-        WatchResponse {
-            created: true,
-            ..answer(revision)
-        }
-    }
-
-    fn events(of: &[(i32, &str, i64)]) -> WatchResponse {
-        let event = |(kind, key, revision): &(i32, &str, i64)| WatchEvent {
-            kind: *kind,
-            kv: Some(KeyValue {
-                key: (*key).to_owned().into(),
-                create_revision: *revision,
-                mod_revision: *revision,
-                ..KeyValue::default()
-            }),
-        };
-        WatchResponse {
-            events: of.iter().map(event).collect(),
-            ..answer(99)
-        }
-    }
-
-    fn told(heard: Heard) -> Vec<String> {
-        let Heard::Told(updates) = heard else {
-            panic!("{heard:?}")
-        };
-        let short = |it| match it {
-            Update::Open(at) => format!("open {at}"),
-            Update::Progress(at) => format!("quiet {at}"),
-            Update::Event(Event {
-                index, key, change, ..
-            }) => match change {
-                Change::Put(_) => format!("{index} put {key}"),
-                Change::Delete { .. } => format!("{index} del {key}"),
-            },
-        };
-        updates.into_iter().map(short).collect()
-    }
-
-    fn over(heard: Heard) -> ErrorKind {
-        match heard {
-            Heard::Over(error) => error.kind(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_watch_goes_on_behind_the_last_event_and_opens_once() {
-        let mut it = Following::new(Watch::tree(key("/a")));
-        assert_eq!(it.ask(7).unwrap().start_revision, 0);
-        assert_eq!(told(it.hear(created(10))), ["open 10"]);
-        let heard = it.hear(events(&[(0, "/a", 11), (1, "/a/b", 12)]));
-        assert_eq!(told(heard), ["11 put /a", "12 del /a/b"]);
-        let again = it.ask(7).unwrap();
-        assert_eq!((again.start_revision, again.watch_id), (13, 7));
-        assert!(
-            told(it.hear(events(&[(0, "/a", 13)]))).is_empty(),
-            "before it is open"
-        );
-        assert!(told(it.hear(created(20))).is_empty());
-        let heard = it.hear(events(&[(1, "/a/b", 12), (0, "/a", 13)]));
-        assert_eq!(
-            told(heard),
-            ["13 put /a"],
-            "what was told is not told again"
-        );
-    }
-
-    #[test]
-    fn an_index_that_comes_in_fragments_is_told_whole() {
-        let mut it = Following::new(Watch::tree(key("/a")));
-        it.ask(1);
-        it.hear(created(1));
-        let mut part = events(&[(0, "/a/1", 2)]);
-        part.fragment = true;
-        assert!(told(it.hear(part.clone())).is_empty());
-        assert_eq!(it.ask(1).unwrap().start_revision, 2, "half of it is none");
-        it.hear(created(2));
-        assert!(told(it.hear(part)).is_empty());
-        let heard = it.hear(events(&[(0, "/a/2", 2)]));
-        assert_eq!(told(heard), ["2 put /a/1", "2 put /a/2"]);
-    }
-
-    #[test]
-    fn siblings_hidden_keys_and_strangers_are_left_out_and_move_it_on() {
-        let mut it = Following::new(Watch::tree(key("/a")).deletes_only());
-        let ask = it.ask(1).unwrap();
-        assert_eq!(
-            (&ask.range_end[..], &ask.filters[..]),
-            (&b"/a0"[..], &[NO_PUTS][..])
-        );
-        it.hear(created(1));
-        let heard = it.hear(events(&[
-            (1, "/a-b", 2),
-            (1, "/a/_x/y", 3),
-            (1, "/a//x", 4),
-            (0, "/a/put", 5),
-            (1, "/a/z", 6),
-        ]));
-        assert_eq!(told(heard), ["6 del /a/z"]);
-        assert!(told(it.hear(events(&[(1, "/a-b", 8)]))).is_empty());
-        assert_eq!(it.ask(1).unwrap().start_revision, 9);
-    }
-
-    fn waiting_since(from: u64) -> Following {
-        let mut it = Following::new(Watch::node(key("/a")).from(at(from)).deletes_only());
-        assert_eq!(it.ask(1).unwrap().start_revision, 0, "from now on");
-        it
-    }
-
-    #[test]
-    fn a_key_that_was_there_all_the_while_is_watched_from_now_on() {
-        let mut it = waiting_since(5);
-        assert!(matches!(it.hear(created(8)), Heard::Look(opened) if opened == at(8)));
-        assert!(told(it.hear(events(&[(1, "/a", 9)]))).is_empty());
-        let whole = it.looked(at(8), Some(at(4))).unwrap();
-        assert_eq!(told(Heard::Told(whole)), ["open 8", "9 del /a"]);
-        assert_eq!(it.ask(1).unwrap().start_revision, 10);
-    }
-
-    #[test]
-    fn a_key_that_may_have_gone_meanwhile_is_watched_from_the_index() {
-        for found in [None, Some(at(5)), Some(at(7))] {
-            let mut it = waiting_since(5);
-            it.hear(created(8));
-            it.hear(events(&[(1, "/a", 9)]));
-            assert!(it.looked(at(8), found).is_none(), "{found:?}");
-            assert_eq!(it.ask(1).unwrap().start_revision, 5);
-            assert_eq!(told(it.hear(created(9))), ["open 9"]);
-            let heard = it.hear(events(&[(1, "/a", 6), (1, "/a", 9)]));
-            assert_eq!(told(heard), ["6 del /a", "9 del /a"]);
-        }
-    }
-
-    #[test]
-    fn what_is_found_for_a_stream_that_has_ended_counts_no_more() {
-        let mut it = waiting_since(5);
-        it.hear(created(8));
-        assert_eq!(it.ask(1).unwrap().start_revision, 0);
-        assert_eq!(it.looked(at(8), Some(at(4))), Some(Vec::new()));
-        assert!(matches!(it.hear(created(9)), Heard::Look(opened) if opened == at(9)));
-        // Nothing was written since: nothing needs to be looked at.
-        let mut it = waiting_since(9);
-        assert_eq!(told(it.hear(created(8))), ["open 8"]);
-        assert_eq!(it.ask(1).unwrap().start_revision, 9);
-    }
-
-    #[test]
-    fn progress_moves_it_on_and_never_back() {
-        let mut it = Following::new(Watch::node(key("/a")));
-        it.ask(1);
-        it.hear(created(5));
-        assert_eq!(told(it.hear(answer(9))), ["quiet 9"]);
-        assert!(told(it.hear(answer(8))).is_empty());
-        assert_eq!(it.ask(1).unwrap().start_revision, 10);
-    }
-
-    #[test]
-    fn what_is_compacted_away_is_history_lost() {
-        let mut it = Following::new(Watch::node(key("/a")).from(at(3)));
-        it.ask(1);
-        assert_eq!(told(it.hear(created(9))), ["open 9"]);
-        let mut lost = answer(0);
-        (lost.canceled, lost.compact_revision) = (true, 7);
-        assert_eq!(over(it.hear(lost)), ErrorKind::HistoryLost);
-    }
-
-    #[test]
-    fn a_server_that_ends_a_watch_is_understood() {
-        let end = |reason: &str| {
-            let mut it = Following::new(Watch::node(key("/a")));
-            it.ask(1);
-            it.hear(WatchResponse {
-                created: true,
-                canceled: true,
-                cancel_reason: reason.to_owned(),
-                ..answer(3)
-            })
-        };
-        assert!(matches!(
-            end("etcdserver: permission denied"),
-            Heard::Denied(_)
-        ));
-        assert!(matches!(end("etcdserver: no leader"), Heard::Broken(_)));
-        assert!(matches!(end(""), Heard::Broken(_)));
-    }
-
-    #[test]
-    fn a_watch_that_is_not_read_asks_for_nothing_until_it_is() {
-        let mut it = Following::new(Watch::node(key("/a")));
-        it.ask(1);
-        it.hear(created(5));
-        it.hear(events(&[(0, "/a", 6)]));
-        it.lag();
-        assert!(it.ask(1).is_none());
-        assert!(told(it.hear(events(&[(0, "/a", 7)]))).is_empty());
-        it.resume();
-        assert_eq!(it.ask(1).unwrap().start_revision, 7, "nothing is lost");
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

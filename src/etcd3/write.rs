@@ -1,40 +1,34 @@
 //! Writes: each one transaction, so that the condition, the write and, if it is refused, the reason
 //! are of one moment.
 //!
-//! A time-to-live is a lease of its own. It is granted before the write and revoked when the write
-//! certainly did not happen; when nobody knows, it ends what came of it.
+//! A time-to-live is a lease. One that is not [shared](super::shared) is granted before the write and
+//! revoked when the write certainly did not happen; when nobody knows, it ends what came of it.
 
 use bytes::Bytes;
 
 use super::driver::{Driver, bytes, check_root, lease_number, node, prefix, prefix_end};
-use super::lease::new_lease;
 use super::proto::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest, Request, Response,
 };
 use super::read::any_below;
 use super::rpc::Ask;
+use super::shared::Prepared;
 use super::txn::{compares, first, holds, look, present, refusal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, LeaseId};
 use crate::runtime::Instant;
-use crate::store::{
-    Commit, Committed, Condition, Delete, Deleted, Expiry, Grant, Node, Operation, Put, Written,
-};
+use crate::store::{Commit, Committed, Condition, Delete, Deleted, Node, Operation, Put, Written};
 use crate::transport::Repeat;
 
 /// The most comparisons or operations that etcd takes in one transaction (its `--max-txn-ops`).
 const MOST: usize = 128;
-
-/// The leases that a write was prepared with.
-#[derive(Debug, Default)]
-pub(super) struct Prepared(Vec<LeaseId>);
 
 impl Driver {
     pub(super) async fn put(&self, put: &Put) -> Result<Written> {
         let deadline = self.deadline();
         check_root(&put.key)?;
         let mut prepared = Prepared::default();
-        let lease = self.lease_of(put.expiry, &mut prepared).await?;
+        let lease = self.lease_of(put.expiry, &mut prepared, deadline).await?;
         let outcome = self.put_with(put, lease, deadline).await;
         self.tidy(prepared, outcome).await
     }
@@ -120,7 +114,7 @@ impl Driver {
         let mut leases = Vec::with_capacity(commit.operations.len());
         for operation in &commit.operations {
             let lease = match operation {
-                Operation::Put(put) => self.lease_of(put.expiry, &mut prepared).await,
+                Operation::Put(put) => self.lease_of(put.expiry, &mut prepared, deadline).await,
                 Operation::Delete(_) => Ok(None),
             };
             match lease {
@@ -188,36 +182,6 @@ impl Driver {
             });
         }
         Ok(Committed::new(index, nodes))
-    }
-
-    /// The lease that an expiry hangs on: for a time-to-live a new one.
-    pub(super) async fn lease_of(
-        &self,
-        expiry: Expiry,
-        prepared: &mut Prepared,
-    ) -> Result<Option<LeaseId>> {
-        match expiry {
-            Expiry::Never => Ok(None),
-            Expiry::With(lease) => Ok(Some(lease)),
-            Expiry::After(ttl) => {
-                let lease = new_lease(&self.wire.runtime.entropy);
-                // Nothing hangs on it yet: what goes wrong until then ends with it.
-                self.grant(&Grant::new(lease, ttl)).await?;
-                prepared.0.push(lease);
-                Ok(Some(lease))
-            }
-        }
-    }
-
-    /// Revokes what a write was prepared with, if it certainly has not happened.
-    pub(super) async fn tidy<T>(&self, prepared: Prepared, outcome: Result<T>) -> Result<T> {
-        if outcome.as_ref().is_err_and(Error::changed_nothing) {
-            for lease in prepared.0 {
-                // One that stays ends by itself.
-                let _ = self.revoke(lease).await;
-            }
-        }
-        outcome
     }
 }
 
@@ -346,6 +310,7 @@ fn first_refusal<'a>(commit: &Commit, at: impl Fn(&Key) -> Option<&'a KeyValue>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Expiry;
 
     fn key(text: &str) -> Key {
         Key::new(text).unwrap()

@@ -6,6 +6,9 @@
 //! * An item for each other leader, for each proposal of a leader, and `None` when nobody leads.
 //! * **Terms never go back.** A ticket below a term that was told is never told any more, so nobody
 //!   is reported after a successor could be known.
+//! * **Whole commits.** Candidates that came, or went, in one commit (a lease that is revoked takes
+//!   all of its tickets) are taken in together: nobody is told who was first only between two of
+//!   them.
 //! * History that was lost is made up for by a list, and comes to one item at most: what is true
 //!   now, if that is something else than what was told.
 
@@ -123,10 +126,16 @@ impl Sight {
                 self.line.clear();
                 nodes.iter().for_each(|node| self.put(node));
             }
-            Follow::Event(event) => match &event.change {
-                Change::Put(node) => self.put(node),
-                Change::Delete { .. } => self.delete(&event),
-            },
+            Follow::Event(event) => {
+                match &event.change {
+                    Change::Put(node) => self.put(node),
+                    Change::Delete { .. } => self.delete(&event),
+                }
+                if event.more {
+                    // Nobody has ever seen this without what follows.
+                    return None;
+                }
+            }
             Follow::Progress(_) | Follow::Interrupted(_) | Follow::Resumed(_) => return None,
         }
         self.news()

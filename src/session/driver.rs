@@ -194,6 +194,11 @@ pub(super) async fn renew(core: &Core, deadline: Instant) {
 /// Carries an answer into the session's machine and into the term of each key that was `asked`
 /// for: one that was attached meanwhile counts from its own send until the next renewal.
 fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewed>, now: Instant) {
+    if !matches!(&answer, Ok(renewed) if renewed.keys.is_empty()) {
+        // Without leases a renewal is a write, also one without an answer.
+        let asked = asked.iter().filter_map(|key| shared.terms.get(key));
+        asked.for_each(|term| term.touched());
+    }
     match answer {
         Ok(renewed) if renewed.keys.is_empty() => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);

@@ -50,6 +50,7 @@ use crate::runtime::{Entropy, Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
 use rewrite::Doubt;
+use term::Content;
 
 /// So many keys that are renewed one by one are worth a warning.
 const MANY_KEYS: usize = 200;
@@ -246,9 +247,9 @@ impl Session {
         Tag::new(self.core.id, shared.nonce)
     }
 
-    /// From now on keeps `key` alive, which was written with `value` by a request sent at `sent`.
-    pub(crate) fn attach(&self, key: Key, value: Bytes, sent: Instant) -> Arc<Term> {
-        self.core.attach(key, value, sent)
+    /// From now on keeps `key` alive, which was written with this by a request sent at `sent`.
+    pub(crate) fn attach(&self, key: Key, content: impl Into<Content>, sent: Instant) -> Arc<Term> {
+        self.core.attach(key, content.into(), sent)
     }
 
     /// Stops keeping `key` alive.
@@ -360,11 +361,11 @@ impl Core {
     }
 
     /// From now on keeps `key` alive: see [`Session::attach`].
-    fn attach(&self, key: Key, value: Bytes, sent: Instant) -> Arc<Term> {
+    fn attach(&self, key: Key, content: Content, sent: Instant) -> Arc<Term> {
         let mut shared = self.lock();
         let deadline = shared.machine.deadline_of_key(sent);
         let clock = self.runtime.clock.clone();
-        let term = Arc::new(Term::new(key.clone(), value, clock, deadline));
+        let term = Arc::new(Term::new(key.clone(), content, clock, deadline));
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {

@@ -233,6 +233,7 @@ impl Moving<'_> {
         let earliest = self.until.min(deadline);
         term.end_at(earliest);
         let first = !std::mem::replace(&mut self.begun, true);
+        term.touched();
         let pinned = Condition::Both {
             value: value.clone(),
             index: modified,

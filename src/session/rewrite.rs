@@ -8,11 +8,13 @@
 //!  │ └── the new value is there: done                                          │
 //!  └───────────────────────── after a pause, while the term lasts ─────────────┘
 //! ```
+//! Where the index is known, it begins with the put.
 //!
-//! 1. A put names the value and the index that were just read. Of all puts that name one index at
-//!    most one ever takes effect, so an attempt that was given up and lands late lands as what was
-//!    asked for, or not at all: **an older value never takes the place of a newer one.** The value
-//!    alone would not do: it can come back.
+//! 1. A put names the value and the index at which that was written: the one that a look has shown,
+//!    or the answer to the write before, if no renewal can have written it again since. Of all puts
+//!    that name one index at most one ever takes effect, so an attempt that was given up and lands
+//!    late lands as what was asked for, or not at all: **an older value never takes the place of a
+//!    newer one.** The value alone would not do: it can come back.
 //! 2. It is the session's own task that writes, so no renewal comes between the look and the put.
 //!    One that was given up before and lands in between moves the index: it is looked at again.
 //! 3. In doubt, nobody knows what a renewal would have to compare with. So the key is left out of
@@ -29,6 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::retime::{as_read, bounded};
+use super::term::Content;
 use super::{Core, Done, Loss, Term};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
@@ -126,14 +129,20 @@ impl Rewriting {
         if self.is_unwanted() {
             return Outcome::Settled(Ok(()));
         }
+        let Content {
+            value: known,
+            index,
+        } = term.content();
+        if let Some(index) = index.filter(|_| self.machine.needs_no_look(&known)) {
+            return self.put(core, &term, known, index).await;
+        }
         let look = core.store.get(Get::node(self.key.clone()));
         let view = match bounded(core, deadline, look).await {
             Ok(view) => view,
             Err(error) => return self.failed(as_read(error)),
         };
-        let known = term.value();
         match self.machine.looked(view.nodes.first(), &known) {
-            Seen::New => self.landed(core, &term, self.sent),
+            Seen::New => self.landed(core, &term, self.sent, None),
             Seen::Old(index) => self.put(core, &term, known, index).await,
             Seen::Foreign => {
                 term.lose(Loss::Deleted);
@@ -159,6 +168,7 @@ impl Rewriting {
             shared.lease
         };
         let first = self.machine.sending();
+        term.touched();
         let pinned = Condition::Both {
             value: known,
             index,
@@ -168,7 +178,10 @@ impl Rewriting {
         let value = self.machine.value.clone();
         let put = Put::new(self.key.clone(), value, Expiry::With(lease)).when(pinned);
         let error = match bounded(core, deadline, core.store.put(put)).await {
-            Ok(_) => return self.landed(core, term, Some(sent)),
+            Ok(written) => {
+                let at = Some(written.node.modified);
+                return self.landed(core, term, Some(sent), at);
+            }
             Err(error) => error,
         };
         self.machine.failed(first, &error);
@@ -178,9 +191,17 @@ impl Rewriting {
         self.failed(error)
     }
 
-    /// The new value is there, by a put that was sent no earlier than this.
-    fn landed(&self, core: &Core, term: &Term, sent: Option<Instant>) -> Outcome {
-        term.has(self.machine.value.clone());
+    /// The new value is there, by a put that was sent no earlier than this, and took effect at this
+    /// index if that is known.
+    fn landed(
+        &self,
+        core: &Core,
+        term: &Term,
+        sent: Option<Instant>,
+        index: Option<Index>,
+    ) -> Outcome {
+        let value = self.machine.value.clone();
+        term.has(Content { value, index });
         if let Some(sent) = sent {
             // It has given the key a whole term, as a renewal would have.
             let deadline = core.lock().machine.deadline_of_key(sent);
@@ -227,6 +248,12 @@ impl Machine {
             value,
             in_doubt: false,
         }
+    }
+
+    /// Whether it can be written over on the condition of the index at which it was last written,
+    /// which is known. The same value again is not written: that it is there must be seen.
+    fn needs_no_look(&self, known: &Bytes) -> bool {
+        !self.in_doubt && *known != self.value
     }
 
     /// The key was read; `known` is what it held when that was last certain.
@@ -298,6 +325,15 @@ mod tests {
     fn the_same_value_again_needs_no_write() {
         let machine = Machine::new("old".into());
         assert_eq!(looked(&machine, "old"), Seen::New);
+    }
+
+    #[test]
+    fn only_what_is_certain_and_another_value_needs_no_look() {
+        let mut machine = Machine::new("new".into());
+        assert!(machine.needs_no_look(&"old".into()));
+        assert!(!machine.needs_no_look(&"new".into()));
+        machine.sending();
+        assert!(!machine.needs_no_look(&"old".into()));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
-use crate::key::Key;
+use crate::key::{Index, Key};
 use crate::runtime::{Clock, Instant};
+use crate::store::Node;
 
 /// Whether what a guard stands for is still held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,33 @@ impl Loss {
 /// The term of one key. Shared by the session, which extends it, and the key's owner.
 pub(crate) struct Term {
     key: Key,
-    /// What was written last, as far as answers tell.
-    value: Mutex<Bytes>,
+    content: Mutex<Content>,
     clock: Clock,
     standing: watch::Sender<Standing>,
+}
+
+/// What a key has, as far as answers tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// What was written last.
+    pub(crate) value: Bytes,
+    /// When, if nothing was sent since then that could have written it again.
+    pub(crate) index: Option<Index>,
+}
+
+impl From<Bytes> for Content {
+    fn from(value: Bytes) -> Self {
+        Self { value, index: None }
+    }
+}
+
+impl From<&Node> for Content {
+    fn from(node: &Node) -> Self {
+        Self {
+            value: node.value.clone(),
+            index: Some(node.modified),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,14 +87,19 @@ enum Standing {
 }
 
 impl Term {
-    pub(crate) fn new(key: Key, value: Bytes, clock: Clock, deadline: Instant) -> Self {
+    pub(crate) fn new(
+        key: Key,
+        content: impl Into<Content>,
+        clock: Clock,
+        deadline: Instant,
+    ) -> Self {
         let standing = watch::Sender::new(Standing::Held {
             deadline,
             suspect: false,
         });
         Self {
             key,
-            value: Mutex::new(value),
+            content: Mutex::new(content.into()),
             clock,
             standing,
         }
@@ -78,16 +107,26 @@ impl Term {
 
     /// The value that the key has; of one that was sent and not answered the one before.
     pub(crate) fn value(&self) -> Bytes {
+        self.lock().value.clone()
+    }
+
+    /// The value, and since when.
+    pub(super) fn content(&self) -> Content {
         self.lock().clone()
     }
 
-    /// The key is known to have this value.
-    pub(super) fn has(&self, value: Bytes) {
-        *self.lock() = value;
+    /// The key is known to have this.
+    pub(super) fn has(&self, content: Content) {
+        *self.lock() = content;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Bytes> {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The key may have been written again, with the value that it has.
+    pub(super) fn touched(&self) {
+        self.lock().index = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state now, by the clock now.

@@ -144,7 +144,7 @@ pub(super) async fn announce(core: &Core) {
     };
     match written {
         Ok(_) => {
-            core.attach(key.clone(), value.clone(), sent);
+            core.attach(key.clone(), value.clone().into(), sent);
         }
         Err(error) => {
             tracing::debug!(target: "tenure::session", %key, %error, "not announced");

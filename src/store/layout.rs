@@ -83,7 +83,6 @@ impl Layout {
     }
 
     /// The name of the ticket of this tag, where the tag is in the name.
-    #[cfg(feature = "etcd3")]
     pub(crate) fn leased_name(tag: Tag) -> String {
         format!("{:x}-{:x}", tag.session(), tag.nonce())
     }

@@ -152,6 +152,10 @@ pub struct About {
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
     pub cancels: bool,
+    /// Whether an append of a ticket tells who is before it, [`Appended::before`], and watches are
+    /// cheap and share a connection. Then a line is followed as a whole; otherwise each ticket
+    /// follows the one before it.
+    pub ranks: bool,
     /// Whether a key is either a file or a directory. Where it is not so, every key is independent
     /// of those above and below it: nothing is `NotAFile` or `NotADirectory` to a write, a tree is
     /// deleted key by key, and directories are only shown in what is read.
@@ -161,13 +165,14 @@ pub struct About {
 }
 
 impl About {
-    /// Describes a store that has directories, and neither commits nor cancel marks.
+    /// Describes a store that has directories, and neither commits nor cancel marks nor ranks.
     pub fn new(name: impl Into<Arc<str>>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             layout,
             commits: false,
             cancels: false,
+            ranks: false,
             directories: true,
             text_only: false,
         }
@@ -191,6 +196,13 @@ impl About {
     #[must_use]
     pub fn with_cancels(mut self) -> Self {
         self.cancels = true;
+        self
+    }
+
+    /// Says that an append of a ticket tells who is before it, and that watches are cheap.
+    #[must_use]
+    pub fn with_ranks(mut self) -> Self {
+        self.ranks = true;
         self
     }
 

@@ -61,7 +61,9 @@ mod with_tls {
         Some(match error {
             Error::InvalidCertificate(bad) => certificate(bad),
             Error::InvalidMessage(_) => {
-                "the server does not speak TLS: is this an http:// endpoint?".to_owned()
+                "the server does not speak TLS: is this an http:// endpoint? (In a store URL: \
+                 etcd://, etcd2://)"
+                    .to_owned()
             }
             Error::NoCertificatesPresented => "the server shows no certificate".to_owned(),
             Error::AlertReceived(Alert::InternalError | Alert::CloseNotify) => return None,

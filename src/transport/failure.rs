@@ -137,12 +137,14 @@ impl Failure {
             Some(Mistaken::NoTls) => {
                 self.untrusted = true;
                 self.reason = "the server does not speak TLS but plain HTTP: is this an http:// \
-                               endpoint?"
+                               endpoint? (In a store URL: etcd://, etcd2://)"
                     .into();
             }
             Some(Mistaken::Tls) => {
                 self.hopeless = true;
-                self.reason = "the server speaks TLS: is this an https:// endpoint?".into();
+                self.reason = "the server speaks TLS: is this an https:// endpoint? (In a store \
+                               URL: etcds://, etcd2s://)"
+                    .into();
             }
         }
     }

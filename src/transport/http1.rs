@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use super::endpoint::Endpoint;
 use super::endpoints::Endpoints;
 use super::exchange::{Answer, As, Call, Exchange, Opened};
 use super::failure::Failure;
+use super::hedge::{Who, hedged};
 use super::latency::{Latency, Limits};
 use super::redirect::{self, Trail};
 use super::skew::Clocks;
@@ -199,35 +199,16 @@ impl Transport {
         (first, second): (&Arc<Endpoint>, Option<&Arc<Endpoint>>),
         limits: Limits,
     ) -> (Who, Result<Answer, Failure>) {
-        let mut answer = pin!(self.attempt(call, first, As::User, limits));
-        let (Some(patience), Some(second)) = (self.hedge_after(call), second) else {
-            return (Who::First, answer.await);
+        let attempt = |endpoint| self.attempt(call, endpoint, As::User, limits);
+        let patience = self.latency.hedge_after();
+        let (Some(patience), Some(second)) =
+            (patience.filter(|_| call.method == Method::GET), second)
+        else {
+            return (Who::First, attempt(first).await);
         };
-        tokio::select! {
-            biased;
-            outcome = &mut answer => return (Who::First, outcome),
-            () = self.runtime.clock.sleep(patience) => {}
-        }
-        let mut hedge = pin!(self.attempt(call, second, As::User, limits));
-        tokio::select! {
-            biased;
-            outcome = &mut answer => match outcome {
-                Ok(answer) if !answer.status.is_server_error() => (Who::First, Ok(answer)),
-                _ => (Who::Second, hedge.await),
-            },
-            outcome = &mut hedge => match outcome {
-                Ok(answer) if !answer.status.is_server_error() => (Who::Second, Ok(answer)),
-                _ => (Who::First, answer.await),
-            },
-        }
-    }
-
-    /// After how long a second server is asked: twice what 99 of 100 answers take. Only for reads,
-    /// and once it is known what is normal.
-    fn hedge_after(&self, call: &Call) -> Option<Duration> {
-        let normal = self.latency.p99();
-        let hedges = call.method == Method::GET && !normal.is_zero();
-        hedges.then(|| (normal * 2).max(Duration::from_millis(20)))
+        let is_good = |outcome: &Result<Answer, Failure>| matches!(outcome, Ok(answer) if !answer.status.is_server_error());
+        let pause = self.runtime.clock.sleep(patience);
+        hedged(attempt(first), pause, attempt(second), is_good).await
     }
 
     /// Sends a request to one endpoint, once, and reads the whole answer. What becomes of it says
@@ -376,13 +357,6 @@ impl Transport {
             }
         }
     }
-}
-
-/// Which of two endpoints.
-#[derive(Clone, Copy, Debug)]
-enum Who {
-    First,
-    Second,
 }
 
 /// The error for a redirect that is not followed. Who redirects has not done it.

@@ -63,6 +63,13 @@ impl Latency {
         patient.min(whole / 3)
     }
 
+    /// After how long a second server is asked for what the first has not answered: twice what 99
+    /// of 100 answers take. `None` until it is known what is normal.
+    pub(crate) fn hedge_after(&self) -> Option<Duration> {
+        let normal = self.p99();
+        (!normal.is_zero()).then(|| (normal * 2).max(Duration::from_millis(20)))
+    }
+
     /// What one attempt may take, so that each of the `others` not tried yet gets its share too.
     /// Each round has twice the time of the one before, so that what just takes long (a large tree)
     /// comes in the end. A write that is on its way has a third of the whole: nobody else may be
@@ -107,6 +114,18 @@ mod tests {
         );
         let rounds = [0, 1, 2, 9, u32::MAX].map(|it| latency.attempt(whole, it).as_secs());
         assert_eq!(rounds, [2, 4, 8, 20, 20]);
+    }
+
+    #[test]
+    fn a_second_server_is_asked_after_twice_the_normal_once_that_is_known() {
+        let latency = Latency::default();
+        assert_eq!(latency.hedge_after(), None);
+        latency.record(Duration::from_millis(1));
+        assert_eq!(latency.hedge_after(), Some(Duration::from_millis(20)));
+        for _ in 0..WINDOW {
+            latency.record(Duration::from_millis(50));
+        }
+        assert_eq!(latency.hedge_after(), Some(Duration::from_millis(100)));
     }
 
     #[test]

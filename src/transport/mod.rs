@@ -14,6 +14,7 @@ mod connect;
 #[cfg(feature = "etcd2")]
 mod date;
 mod dial;
+mod discovery;
 mod distrust;
 mod endpoint;
 #[cfg_attr(not(feature = "etcd2"), allow(dead_code))] // who discovers and redirects asks for more
@@ -22,6 +23,7 @@ mod endpoints;
 mod exchange;
 mod executor;
 mod failure;
+mod hedge;
 #[cfg(feature = "etcd2")]
 mod http1;
 mod last_words;
@@ -33,6 +35,8 @@ mod overheard;
 mod redirect;
 #[cfg(feature = "etcd2")]
 mod skew;
+#[cfg(feature = "srv")]
+mod srv;
 mod tls;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 mod trust;
@@ -48,17 +52,23 @@ pub(crate) use channel::{Channel, Channels, SendError};
 #[cfg(feature = "etcd2")]
 pub(crate) use date::unix_seconds;
 pub use dial::{Dial, Io, Tcp};
+pub(crate) use discovery::{Discovery, PATIENCE};
 pub(crate) use endpoint::{Credentials, Endpoint};
 pub(crate) use endpoints::Endpoints;
 #[cfg(feature = "etcd2")]
 pub(crate) use exchange::{Answer, As, Call, Opened, Payload};
 pub(crate) use failure::Failure;
+#[cfg(feature = "etcd3")]
+pub(crate) use hedge::{Who, hedged};
 #[cfg(feature = "etcd2")]
 pub(crate) use http1::{Config, Transport};
 #[cfg(feature = "etcd3")]
 pub(crate) use latency::{Latency, Limits};
 #[cfg(feature = "etcd2")]
 pub(crate) use skew::Spread;
+#[cfg(feature = "srv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "srv")))]
+pub use srv::{Service, Srv};
 pub use tls::Tls;
 
 use crate::error::{Error, ErrorKind};

@@ -65,6 +65,16 @@ impl Driver {
                     }
                     self.machine.updated(update, entropy)
                 }
+                Want::WatchFromNow => {
+                    let mut watch = Watch::node(self.key.clone());
+                    watch.scope = self.scope;
+                    let mut updates = self.store.watch(watch);
+                    let update = updates.next().await;
+                    if matches!(update, Some(Ok(_))) {
+                        self.updates = Some(updates);
+                    }
+                    self.machine.updated(update, entropy)
+                }
                 Want::Rest(pause) => {
                     self.runtime.clock.sleep(pause).await;
                     self.machine.rested();

@@ -26,6 +26,8 @@ pub(super) struct Machine {
 
 #[derive(Debug)]
 enum State {
+    /// A watch is wanted that begins now; everything up to here is known.
+    Opening(Index),
     /// A list is wanted, at least as new as this.
     Listing(Option<Index>),
     /// A watch is wanted, or open, that goes on from here.
@@ -46,6 +48,8 @@ struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Want {
     List(Freshness),
+    /// A new watch, without an index, and its first update.
+    WatchFromNow,
     /// The next update of the watch that begins at this index.
     Watch(Index),
     Rest(Duration),
@@ -72,8 +76,17 @@ impl Machine {
         }
     }
 
+    /// One that has listed at `index`, and goes on by a watch that begins now.
+    pub(super) fn from_now(index: Index) -> Self {
+        Self {
+            state: State::Opening(index),
+            ..Self::after(index)
+        }
+    }
+
     pub(super) fn wants(&self) -> Want {
         match &self.state {
+            State::Opening(_) => Want::WatchFromNow,
             State::Listing(None) => Want::List(Freshness::Linearizable),
             State::Listing(Some(index)) => Want::List(Freshness::AtLeast(*index)),
             State::Watching(place) => Want::Watch(place.index),
@@ -113,6 +126,9 @@ impl Machine {
         update: Option<Result<Update, Error>>,
         entropy: &Entropy,
     ) -> Result<Option<Follow>, Error> {
+        if let State::Opening(known) = self.state {
+            return self.opened(update, known, entropy);
+        }
         let State::Watching(place) = &mut self.state else {
             return Err(self.end(out_of_turn()));
         };
@@ -150,6 +166,31 @@ impl Machine {
         } else {
             State::Watching(std::mem::replace(place, Place::after(index)))
         };
+        self.failed(error, next, entropy).map(Some)
+    }
+
+    /// What a watch that begins now said first.
+    fn opened(
+        &mut self,
+        update: Option<Result<Update, Error>>,
+        known: Index,
+        entropy: &Entropy,
+    ) -> Result<Option<Follow>, Error> {
+        let error = match update {
+            Some(Ok(Update::Open(index))) => {
+                self.state = if index <= known {
+                    State::Watching(Place::after(known))
+                } else {
+                    State::Listing(Some(index))
+                };
+                let over = std::mem::take(&mut self.interrupted);
+                return Ok(over.then_some(Follow::Resumed(index)));
+            }
+            Some(Ok(_)) => return Err(self.end(out_of_turn())),
+            Some(Err(error)) => error,
+            None => Error::new(ErrorKind::Unavailable, "a watch ended without an error"),
+        };
+        let next = State::Opening(known);
         self.failed(error, next, entropy).map(Some)
     }
 

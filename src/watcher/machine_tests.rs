@@ -98,6 +98,32 @@ fn one_that_goes_on_from_a_read_watches_from_the_index_after() {
 }
 
 #[test]
+fn one_that_begins_now_lists_only_if_something_may_have_happened_meanwhile() {
+    let begun = || Rig {
+        machine: Machine::from_now(at(7)),
+        ..Rig::new()
+    };
+    for opened in [6, 7] {
+        let mut rig = begun();
+        assert_eq!(rig.machine.wants(), Want::WatchFromNow);
+        assert!(rig.update(Update::Open(at(opened))).is_none());
+        assert_eq!(rig.machine.wants(), Want::Watch(at(8)));
+        assert!(!rig.tells(7, "a"), "it was read");
+        assert!(rig.tells(8, "a"));
+    }
+    let mut rig = begun();
+    rig.breaks(ErrorKind::Unavailable);
+    assert_eq!(rig.machine.wants(), Want::WatchFromNow);
+    let resumed = rig.update(Update::Open(at(9)));
+    assert!(matches!(resumed, Some(Follow::Resumed(_))), "{resumed:?}");
+    assert_eq!(rig.machine.wants(), Want::List(Freshness::AtLeast(at(9))));
+    let view = View::new(at(11), Vec::new());
+    assert!(matches!(rig.list(Ok(view)), Ok(Follow::Snapshot(_))));
+    assert!(!rig.tells(10, "a"), "it is in the list");
+    assert!(rig.tells(12, "a"));
+}
+
+#[test]
 fn a_watch_that_breaks_before_a_change_begins_where_it_began() {
     let mut rig = Rig::listed(7);
     assert!(rig.update(Update::Open(at(9))).is_none());

@@ -119,6 +119,21 @@ impl Watcher {
         Self { key, items }
     }
 
+    /// Goes on from a read at `index` that the caller has made, by a watch that begins now, and not
+    /// at an index: some stores are slow to tell what comes after one that has passed. The first
+    /// item is a snapshot if anything may have happened in between.
+    pub(crate) fn from_now(
+        store: Arc<dyn Store>,
+        key: Key,
+        scope: Scope,
+        runtime: &Runtime,
+        index: Index,
+    ) -> Self {
+        let machine = Machine::from_now(index);
+        let items = driver::items(store, key.clone(), scope, runtime.clone(), machine);
+        Self { key, items }
+    }
+
     /// What it follows.
     pub fn key(&self) -> &Key {
         &self.key

@@ -105,6 +105,7 @@ pub(crate) async fn lost_history_is_one_diff_that_leads_to_what_is_there(world: 
         .await;
     writer.delete("k20").await;
     let last = writer.set("k2", "2").await;
+    (world.forget)(last);
     assert_eq!(cache.len(), KEYS, "the last values stay");
     link.set_down(false);
 
@@ -148,6 +149,7 @@ pub(crate) async fn a_deletion_with_a_new_creation_is_seen_also_without_history(
     writer.set("again", "same").await;
     writer.set_many(1_100, |_| "other".to_owned()).await;
     let last = writer.set("other", "x").await;
+    (world.forget)(last);
     link.set_down(false);
     let change = follower.next().await;
     let Change::Resync(diff) = &*change else {

@@ -1,5 +1,6 @@
 //! What the config cache promises, over any store: each check takes a [`World`] of clients that
-//! share one store. `tests/cache_embedded.rs` and `tests/cache_etcd2.rs` run all of them.
+//! share one store. `tests/cache_embedded.rs`, `tests/cache_etcd2.rs` and `tests/cache_etcd3.rs` run all
+//! of them.
 
 pub(crate) mod checks;
 
@@ -23,6 +24,8 @@ use tenure::{
 pub(crate) struct World {
     pub(crate) open: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
     pub(crate) runtime: Runtime,
+    /// Makes the store forget what happened up to an index, where writing much does not.
+    pub(crate) forget: Box<dyn Fn(Index) + Send + Sync>,
 }
 
 /// Far more than any step takes on a slow machine; only a hang reaches it.
@@ -34,7 +37,11 @@ impl World {
         let runtime = Runtime::on_tokio_time(1);
         let store = Embedded::builder().runtime(runtime.clone()).build();
         let open = Box::new(move || -> Arc<dyn Store> { Arc::new(store.clone()) });
-        Self { open, runtime }
+        Self {
+            open,
+            runtime,
+            forget: Box::new(|_| {}),
+        }
     }
 
     pub(crate) fn client(&self, store: impl Store) -> Client {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,23 +45,134 @@ impl Drop for Directory {
     }
 }
 
-pub fn tenure(etcd: &Etcd) -> Command {
+/// Which of etcd's APIs the command is told to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    V2,
+    V3,
+}
+
+/// An etcd, and the API by which the command reaches it.
+pub struct Place {
+    pub etcd: Etcd,
+    pub api: Api,
+}
+
+impl Api {
+    pub fn start(self) -> Place {
+        let etcd = Etcd::start();
+        Place { etcd, api: self }
+    }
+}
+
+impl Deref for Place {
+    type Target = Etcd;
+
+    fn deref(&self) -> &Etcd {
+        &self.etcd
+    }
+}
+
+/// Makes of each function of an [`Api`] a test on v2 and one on v3.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod etcd2 {
+            $(#[test] fn $name() { super::$name(super::cli::Api::V2); })+
+        }
+        mod etcd3 {
+            $(#[test] fn $name() { super::$name(super::cli::Api::V3); })+
+        }
+    };
+}
+
+/// What the command and its referees need to know of a server. A plain [`Etcd`] is one by v2.
+pub trait Reached {
+    /// The store's URL.
+    fn store(&self) -> String;
+    /// What is directly below a key, in the order of creation.
+    fn children(&self, key: &str) -> Vec<String>;
+}
+
+impl Reached for Etcd {
+    fn store(&self) -> String {
+        self.url().replace("http", "etcd2")
+    }
+
+    fn children(&self, key: &str) -> Vec<String> {
+        let path = format!("/v2/keys{key}?sorted=true&quorum=true");
+        let (_, body) = self.http(&path).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let nodes = body["node"]["nodes"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        nodes
+            .iter()
+            .map(|it| it["key"].as_str().unwrap().to_owned())
+            .collect()
+    }
+}
+
+impl Reached for Place {
+    fn store(&self) -> String {
+        match self.api {
+            Api::V2 => self.etcd.store(),
+            Api::V3 => self.url().replace("http", "etcd"),
+        }
+    }
+
+    fn children(&self, key: &str) -> Vec<String> {
+        if self.api == Api::V2 {
+            return self.etcd.children(key);
+        }
+        let below = format!("{key}/");
+        let all = etcdctl(
+            &self.etcd,
+            &["get", &below, "--prefix", "--keys-only", "--sort-by=CREATE"],
+        );
+        let mut children: Vec<String> = Vec::new();
+        for found in all.lines().filter_map(|it| it.strip_prefix(&below)) {
+            let child = format!("{below}{}", found.split('/').next().unwrap());
+            if !children.contains(&child) {
+                children.push(child);
+            }
+        }
+        children
+    }
+}
+
+/// What etcd's own command says, on the v3 API.
+pub fn etcdctl(etcd: &Etcd, arguments: &[&str]) -> String {
+    let output = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", &etcd.url()])
+        .args(arguments)
+        .output();
+    let output = output.unwrap_or_else(|error| {
+        panic!("no etcdctl here ({error}): run ./scripts/test, which fetches what the tests need")
+    });
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn tenure(etcd: &impl Reached) -> Command {
     // What whoever runs the tests ignores, `nohup` for one, is not what they are about.
     let mut command = Command::new("env");
     command.arg("--default-signal=HUP,INT,QUIT,TERM");
     command.arg(env!("CARGO_BIN_EXE_tenure"));
-    command.env("TENURE_STORE", etcd.url().replace("http", "etcd2"));
+    command.env("TENURE_STORE", etcd.store());
     command.stdin(Stdio::null());
     command
 }
 
 /// `tenure lock NAME options -- sh -c SCRIPT`.
-pub fn lock(etcd: &Etcd, arguments: &[&str], script: &str) -> Command {
+pub fn lock(etcd: &impl Reached, arguments: &[&str], script: &str) -> Command {
     under(etcd, &["lock"], arguments, script)
 }
 
 /// `tenure VERB options -- sh -c SCRIPT`.
-pub fn under(etcd: &Etcd, verb: &[&str], arguments: &[&str], script: &str) -> Command {
+pub fn under(etcd: &impl Reached, verb: &[&str], arguments: &[&str], script: &str) -> Command {
     let mut command = tenure(etcd);
     command
         .args(verb)
@@ -139,23 +251,13 @@ pub fn signal(child: &Child, signal: &str) {
 }
 
 /// The tickets in the line of a lock.
-pub fn tickets(etcd: &Etcd, name: &str) -> Vec<String> {
+pub fn tickets(etcd: &impl Reached, name: &str) -> Vec<String> {
     children(etcd, &format!("/_locks/{name}"))
 }
 
-/// What is directly below a key.
-pub fn children(etcd: &Etcd, key: &str) -> Vec<String> {
-    let path = format!("/v2/keys{key}?sorted=true&quorum=true");
-    let (_, body) = etcd.http(&path).unwrap();
-    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let nodes = body["node"]["nodes"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    nodes
-        .iter()
-        .map(|it| it["key"].as_str().unwrap().to_owned())
-        .collect()
+/// What is directly below a key, in the order of creation.
+pub fn children(etcd: &impl Reached, key: &str) -> Vec<String> {
+    etcd.children(key)
 }
 
 pub fn is_alive(pid: &str) -> bool {

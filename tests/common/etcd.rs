@@ -218,6 +218,11 @@ impl Etcd {
         self.exchange(method, path, &headers, body)
     }
 
+    /// Tells how long leases have left.
+    pub fn lease_clock(&self) -> LeaseClock {
+        LeaseClock(self.client)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -225,20 +230,7 @@ impl Etcd {
         headers: &str,
         body: &str,
     ) -> std::io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.client))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
-             Content-Length: {length}\r\n\r\n{body}"
-        )?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
-        Ok((status.unwrap_or(0), body.to_owned()))
+        exchange(self.client, method, path, headers, body)
     }
 
     /// The value of one of its counters, summed over the labels.
@@ -251,6 +243,24 @@ impl Etcd {
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+
+    /// What it counts of one kind of call: `started`, `msg_sent`.
+    pub fn calls(&self, what: &str, method: &str) -> f64 {
+        let (_, body) = self.http("/metrics").expect("metrics");
+        let name = format!("grpc_server_{what}_total{{");
+        let method = format!("grpc_method=\"{method}\"");
+        let lines = body
+            .lines()
+            .filter(|it| it.starts_with(&name) && it.contains(&method));
+        lines
+            .filter_map(|it| it.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Lets it forget what happened before `index`, and what was deleted there.
+    pub fn compact(&self, index: u64) {
+        compact(self.client, index);
     }
 
     /// What it has done so far.
@@ -333,6 +343,30 @@ impl Drop for Etcd {
     }
 }
 
+/// The same of the member that serves this port.
+pub fn compact(port: u16, index: u64) {
+    let body = format!("{{\"revision\":\"{index}\",\"physical\":true}}");
+    let json = "Content-Type: application/json\r\n";
+    let (status, answer) = exchange(port, "POST", "/v3/kv/compaction", json, &body).unwrap();
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// Asks a member, through its gateway, how long v3 leases have left.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseClock(u16);
+
+impl LeaseClock {
+    /// How long this lease has left; `None` when it is gone.
+    pub fn left(&self, lease: u64) -> Option<Duration> {
+        let json = "Content-Type: application/json\r\n";
+        let ask = format!("{{\"ID\": {lease}}}");
+        let (_, body) = exchange(self.0, "POST", "/v3/lease/timetolive", json, &ask).ok()?;
+        let (_, rest) = body.split_once("\"TTL\":\"")?;
+        let seconds: i64 = rest.split('"').next()?.parse().ok()?;
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
+}
+
 /// What a member has done since it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics {
@@ -358,6 +392,29 @@ fn data_root() -> PathBuf {
     } else {
         std::env::temp_dir()
     }
+}
+
+fn exchange(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: test\r\n{headers}\
+         Content-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+    Ok((status.unwrap_or(0), body.to_owned()))
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +21,8 @@ pub enum Pass {
     Answers,
     /// Nothing; connections stay.
     Nothing,
+    /// Everything, so much later in each direction.
+    Late(Duration),
 }
 
 /// A gate on a loopback port. Dropping it closes the port and all connections.
@@ -30,8 +31,6 @@ pub struct Gate {
     pass: Arc<watch::Sender<Pass>>,
     /// Counts up when all connections are closed.
     cut: Arc<watch::Sender<u64>>,
-    /// How long everything takes, in milliseconds.
-    lag: Arc<AtomicU64>,
     task: AbortHandle,
 }
 
@@ -41,14 +40,11 @@ impl Gate {
         let addr = listener.local_addr().unwrap();
         let (pass, cut) = (watch::Sender::new(Pass::All), watch::Sender::new(0));
         let (pass, cut) = (Arc::new(pass), Arc::new(cut));
-        let lag = Arc::new(AtomicU64::new(0));
-        let gate = (pass.clone(), cut.clone(), lag.clone());
-        let task = tokio::spawn(accept(listener, port, gate));
+        let task = tokio::spawn(accept(listener, port, pass.clone(), cut.clone()));
         Self {
             addr,
             pass,
             cut,
-            lag,
             task: task.abort_handle(),
         }
     }
@@ -60,12 +56,6 @@ impl Gate {
     /// Lets this pass from now on; what waited goes first.
     pub fn set(&self, pass: Pass) {
         self.pass.send_replace(pass);
-    }
-
-    /// From now on what passes does so this much later, in each direction.
-    pub fn lag(&self, lag: Duration) {
-        let millis = u64::try_from(lag.as_millis()).unwrap();
-        self.lag.store(millis, Ordering::Relaxed);
     }
 
     /// Closes all connections; what waited is thrown away.
@@ -83,15 +73,12 @@ impl Drop for Gate {
 async fn accept(
     listener: TcpListener,
     port: u16,
-    (pass, cut, lag): (
-        Arc<watch::Sender<Pass>>,
-        Arc<watch::Sender<u64>>,
-        Arc<AtomicU64>,
-    ),
+    pass: Arc<watch::Sender<Pass>>,
+    cut: Arc<watch::Sender<u64>>,
 ) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        let (pass, mut cut, lag) = (pass.clone(), cut.subscribe(), lag.clone());
+        let (pass, mut cut) = (pass.clone(), cut.subscribe());
         connections.spawn(async move {
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
                 return;
@@ -101,8 +88,8 @@ async fn accept(
             tokio::select! {
                 biased;
                 _ = cut.changed() => {}
-                () = copy(from_client, to_server, (pass.subscribe(), Pass::Requests), &lag) => {}
-                () = copy(from_server, to_client, (pass.subscribe(), Pass::Answers), &lag) => {}
+                () = copy(from_client, to_server, pass.subscribe(), Pass::Requests) => {}
+                () = copy(from_server, to_client, pass.subscribe(), Pass::Answers) => {}
             }
         });
     }
@@ -111,16 +98,19 @@ async fn accept(
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    (mut pass, own): (watch::Receiver<Pass>, Pass),
-    lag: &AtomicU64,
+    mut pass: watch::Receiver<Pass>,
+    own: Pass,
 ) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(number) = from.read(&mut bytes).await {
-        tokio::time::sleep(Duration::from_millis(lag.load(Ordering::Relaxed))).await;
-        let open = pass
-            .wait_for(|it| *it == Pass::All || *it == own)
-            .await
-            .is_ok();
+        let passes = |it: &Pass| matches!(it, Pass::All | Pass::Late(_)) || *it == own;
+        let open = match pass.wait_for(passes).await.map(|it| *it) {
+            Ok(Pass::Late(late)) => {
+                tokio::time::sleep(late).await;
+                true
+            }
+            outcome => outcome.is_ok(),
+        };
         if number == 0 || !open || to.write_all(&bytes[..number]).await.is_err() {
             return;
         }

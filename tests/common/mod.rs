@@ -3,4 +3,6 @@
 
 pub mod etcd;
 pub mod fake;
+#[cfg(feature = "etcd3")]
+pub mod v3;
 pub mod words;

@@ -84,7 +84,18 @@ impl Authority {
         self.vouch_during(host, (2020, 2100))
     }
 
-    /// The same, valid from the beginning of one year to the beginning of another.
+    /// A certificate for a client of this common name, and its key.
+    pub fn vouch_for_user(&self, name: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        Identity {
+            certificate: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// A certificate for this host, valid from the beginning of one year to the beginning of another.
     pub fn vouch_during(&self, host: &str, years: (i32, i32)) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();

@@ -218,7 +218,9 @@ pub(crate) async fn a_candidate_whose_ticket_is_gone_is_told_and_never_wins(worl
     let leadership = campaign(&a.election("a"), "one").await;
     let waiting = candidate(&b, "two");
     line_has(&a, 2).await;
-    let ticket = a.store().children(&dir()).await.unwrap().remove(1);
+    let mut tickets = a.store().children(&dir()).await.unwrap();
+    tickets.retain(|ticket| ticket.key != *leadership.key());
+    let ticket = tickets.remove(0);
     delete_by_force(&a, &ticket.key).await;
     let outcome = tokio::time::timeout(TTL, waiting).await;
     let outcome = outcome.expect("told within a TTL").unwrap();

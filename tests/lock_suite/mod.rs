@@ -256,7 +256,9 @@ pub(crate) async fn a_waiter_whose_ticket_is_deleted_is_told_while_the_holder_st
         line_length(&a, "a").await == 2
     })
     .await;
-    let ticket = a.store().children(&dir("a")).await.unwrap().remove(1);
+    // In the order of their names, which is not everywhere that of the line.
+    let line = a.store().children(&dir("a")).await.unwrap();
+    let ticket = line.iter().find(|node| node.key != *guard.key()).unwrap();
     delete_by_force(&a, &ticket.key).await;
     let outcome = tokio::time::timeout(TTL, waiter)
         .await

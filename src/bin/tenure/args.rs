@@ -20,9 +20,13 @@ pub(crate) use run::{ElectArgs, LockArgs, RunArgs, SemaphoreArgs};
                   are not: when what it runs under is lost, the program is stopped before another \
                   can have it.",
     after_help = "Stores:\n  \
-        etcd2://host:port,host:port/prefix    etcd's v2 keys API (etcd <= 3.5 with --enable-v2)\n  \
-        etcd2s://host:port?ca=F&cert=F&key=F  the same over TLS\n  \
-        embedded:                             a store inside this one process, gone with it\n\n\
+        etcd://host:port,host:port/prefix    etcd (3.4 and later), by its v3 API\n  \
+        etcds://host:port?ca=F&cert=F&key=F  the same over TLS\n  \
+        etcd2://host:port,host:port/prefix   etcd's v2 keys API (etcd <= 3.5 with --enable-v2)\n  \
+        etcd2s://host:port?ca=F&cert=F&key=F the same over TLS\n  \
+        embedded:                            a store inside this one process, gone with it\n\n\
+        v2 and v3 of one etcd are two stores: a lock of one does not keep out who asks the other.\n\n\
+        Environment: TENURE_STORE the URL, TENURE_USER, TENURE_PASSWORD;\n\
         TENURE_LOG=tenure=debug traces what happens to standard error.",
     disable_help_subcommand = true
 )]
@@ -48,11 +52,27 @@ pub(crate) struct StoreArgs {
     )]
     pub(crate) store: Option<String>,
     /// The user; the password comes from TENURE_PASSWORD or --password-file
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, env = "TENURE_USER", value_name = "NAME")]
     pub(crate) user: Option<String>,
     /// A file whose first line is the password
     #[arg(long, global = true, value_name = "FILE", requires = "user")]
     pub(crate) password_file: Option<PathBuf>,
+    /// Trust the authorities in this PEM file instead of the system's (etcds://, etcd2s://)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cacert: Option<PathBuf>,
+    /// Show the certificate in this PEM file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its private key, unless that is in the same file
+    // Not `key`, which is what several verbs call theirs.
+    #[arg(
+        id = "private-key",
+        long = "key",
+        global = true,
+        value_name = "FILE",
+        requires = "cert"
+    )]
+    pub(crate) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -179,7 +199,8 @@ pub(crate) enum KeysCommand {
     Watch(WatchArgs),
     /// Lists the members of the cluster
     Members,
-    /// Prints a server's statistics, as JSON
+    /// Prints servers' statistics, as JSON: v3, each server's version, sizes, leader and raft's
+    /// state; v2, the current server's own
     Stats,
     /// Asks every server whether it is well; 69 if one is not
     Health,

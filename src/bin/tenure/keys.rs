@@ -1,16 +1,15 @@
-//! The keys of a store: `get set create update rm ls append watch`, and what a cluster tells of
-//! itself: `members stats health`.
+//! The keys of a store: `get set create update rm ls append watch`.
 
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::{Map, Value, json};
-use tenure::etcd2;
 use tenure::store::{Change, Condition, Event, Expiry, Node, Put, Update, Watch};
 use tenure::{Error, ErrorKind, Index, Key, Result, Store, StoreExt, StoreUrl, Ttl};
 
 use crate::args::{Conditions, Format, KeysCommand, Lifetime, WatchArgs};
+use crate::cluster::Cluster;
 use crate::exit;
 use crate::out::{insert_value, one_line, print, say, try_say};
 use crate::signals::Signals;
@@ -133,9 +132,9 @@ async fn verb(
             written(&appended.node, format, true);
         }
         KeysCommand::Watch(args) => watch(store, args, format).await?,
-        KeysCommand::Members => members(&cluster(url)?, format).await?,
-        KeysCommand::Stats => stats(&cluster(url)?).await?,
-        KeysCommand::Health => return health(&cluster(url)?, format).await,
+        KeysCommand::Members => Cluster::of(url)?.members(format).await?,
+        KeysCommand::Stats => Cluster::of(url)?.stats().await?,
+        KeysCommand::Health => return Cluster::of(url)?.health(format).await,
     }
     Ok(exit::DONE)
 }
@@ -250,75 +249,6 @@ fn tell(event: &Event, format: Format) -> bool {
     }
 }
 
-/// What a cluster tells of itself, only an etcd does.
-fn cluster(url: &StoreUrl) -> Result<etcd2::Client> {
-    match url.etcd2() {
-        Some(builder) => builder.build_client(),
-        None => {
-            let text = "the embedded store is no cluster: it has neither members nor statistics";
-            Err(Error::new(ErrorKind::Unsupported, text))
-        }
-    }
-}
-
-async fn members(client: &etcd2::Client, format: Format) -> Result<()> {
-    let leader = client.leader().await.ok().map(|leader| leader.id);
-    for member in client.members().await? {
-        let leads = leader.as_ref() == Some(&member.id);
-        let mark = if leads { "leader" } else { "" };
-        match format {
-            Format::Human => say(&format!(
-                "{:18} {:12} {:7} {}",
-                member.id,
-                member.name,
-                mark,
-                member.client_urls.join(",")
-            )),
-            Format::Json => print(&json!({
-                "id": member.id, "name": member.name, "leader": leads,
-                "client_urls": member.client_urls, "peer_urls": member.peer_urls,
-            })),
-        }
-    }
-    Ok(())
-}
-
-/// As the server writes them: they are for programs in either format.
-async fn stats(client: &etcd2::Client) -> Result<()> {
-    for path in ["self", "store"] {
-        let path = format!("{}/stats/{path}", client.version_prefix());
-        let answer = client
-            .api_execute(etcd2::client::Method::Get, path, [])
-            .await?;
-        print(&answer.json::<Value>()?);
-    }
-    Ok(())
-}
-
-async fn health(client: &etcd2::Client, format: Format) -> Result<u8> {
-    let mut all_well = true;
-    for it in client.health().await {
-        let (well, why) = match &it.healthy {
-            Ok(well) => (*well, None),
-            Err(error) => (false, Some(error.to_string())),
-        };
-        all_well &= well;
-        match format {
-            Format::Human => {
-                let word = if well { "healthy" } else { "unhealthy" };
-                let why = why.map_or(String::new(), |why| format!(": {why}"));
-                say(&format!("{} {word}{why}", it.server));
-            }
-            Format::Json => print(&json!({"server": it.server, "healthy": well, "error": why})),
-        }
-    }
-    Ok(if all_well {
-        exit::DONE
-    } else {
-        exit::UNAVAILABLE
-    })
-}
-
 fn parse(text: &str) -> Result<Key> {
     if text.starts_with('/') {
         Key::new(text)
@@ -391,6 +321,10 @@ fn node_json(node: &Node) -> Value {
     }
     if let Some(ttl) = node.ttl {
         line.insert("ttl_s".into(), ttl.as_secs_f64().into());
+    }
+    if let Some(lease) = node.lease {
+        // As etcdctl writes them.
+        line.insert("lease".into(), format!("{:x}", lease.get()).into());
     }
     line.insert("created".into(), node.created.get().into());
     line.insert("modified".into(), node.modified.get().into());

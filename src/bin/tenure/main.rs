@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod cache;
+mod cluster;
 mod exit;
 mod guardian;
 mod held;

@@ -28,18 +28,33 @@ pub(crate) fn url(args: &StoreArgs) -> Result<StoreUrl, u8> {
     let Some(text) = &args.store else {
         eprintln!(
             "tenure: which store? Give --store URL or set TENURE_STORE, to one of\n  \
-             etcd2://host:port,host:port/prefix\n  \
-             etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE\n  \
-             embedded:"
+             etcd://host:port,host:port/prefix                     etcd v3\n  \
+             etcds://host:port/prefix?ca=FILE&cert=FILE&key=FILE   etcd v3 over TLS\n  \
+             etcd2://host:port,host:port/prefix                    etcd v2\n  \
+             etcd2s://host:port/prefix?ca=FILE&cert=FILE&key=FILE  etcd v2 over TLS\n  \
+             embedded:                                             in this process"
         );
         return Err(exit::USAGE);
     };
-    let url = StoreUrl::parse(text).map_err(|error| refused(&error))?;
+    let url = StoreUrl::parse(text).and_then(|url| with_files(url, args));
+    let url = url.map_err(|error| refused(&error))?;
     let Some(user) = &args.user else {
         return Ok(url);
     };
     let password = password(args).map_err(|error| refused(&error))?;
     Ok(url.user(user, password))
+}
+
+fn with_files(url: StoreUrl, args: &StoreArgs) -> Result<StoreUrl> {
+    let url = match &args.cacert {
+        Some(ca) => url.ca_file(ca)?,
+        None => url,
+    };
+    match (&args.cert, &args.key) {
+        (Some(cert), Some(key)) => url.identity_files(cert, key),
+        (Some(both), None) => url.identity_file(both),
+        (None, _) => Ok(url),
+    }
 }
 
 /// Opens it; or the exit code.

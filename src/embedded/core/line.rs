@@ -3,18 +3,15 @@
 //! Withdrawing puts a mark and deletes the node in one step; an append compares "no mark" in its
 //! own. So a withdrawn append leaves nothing, whether it came before or comes after.
 
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Code, Core, Event, Life, Node, Outcome, Payload, Refusal, Stored};
-use crate::key::{Key, Tag};
+use crate::key::Key;
 use crate::store::{self, Append, Layout, Naming, Withdraw};
 
 /// How long a mark stays that has no lease to stay with.
 pub(crate) const MARK_LIFE: Duration = Duration::from_secs(10 * 60);
-
-const LAYOUT: Layout = Layout::Numbered;
 
 impl Core {
     /// Adds a node to a directory, unless its tag was withdrawn.
@@ -29,12 +26,18 @@ impl Core {
         let life = append.expiry.into();
         match append.naming {
             Naming::Ticket => {
-                let value = LAYOUT.ticket_value(*tag, body);
-                self.create_in_order(dir, Payload::File(value), life)
+                let value = Payload::File(self.layout.ticket_value(*tag, body));
+                match self.layout {
+                    Layout::Numbered => self.create_in_order(dir, value, life),
+                    Layout::Leased => {
+                        let key = self.named(dir, &Layout::leased_name(*tag))?;
+                        self.create(&key, value, life)
+                    }
+                }
             }
             Naming::Raw => self.create_in_order(dir, Payload::File(body.clone()), life),
             Naming::Tag => {
-                let key = self.tagged(dir, *tag)?;
+                let key = self.named(dir, &tag.to_string())?;
                 self.create(&key, Payload::File(body.clone()), life)
             }
         }
@@ -42,15 +45,18 @@ impl Core {
 
     /// The live tickets of `dir` before `ticket`, in order.
     pub(crate) fn tickets_before(&self, dir: &Key, ticket: &Key) -> Vec<Node> {
+        let position = |it: &Stored| self.layout.position(dir, &it.key, it.created);
+        let mine = self.tree.find(ticket).ok().and_then(position);
         let children = self.tree.find(dir).ok().and_then(Stored::children);
-        let earlier = (Bound::Unbounded, Bound::Excluded(ticket.name()));
-        children
+        let mut before: Vec<_> = children
             .into_iter()
-            .flat_map(|children| children.range::<str, _>(earlier))
-            .map(|(_, child)| child)
-            .filter(|it| !it.is_dir() && LAYOUT.position(dir, &it.key, it.created).is_some())
-            .map(|child| self.node(child))
-            .collect()
+            .flat_map(|children| children.values())
+            .filter(|child| !child.is_dir())
+            .filter_map(|child| position(child).map(|place| (place, child)))
+            .filter(|(place, _)| Some(place) < mine.as_ref())
+            .collect();
+        before.sort_by(|(one, _), (two, _)| one.cmp(two));
+        before.iter().map(|(_, child)| self.node(child)).collect()
     }
 
     /// Makes sure that no node of this tag is in the directory, now or later. Says whether there
@@ -62,7 +68,7 @@ impl Core {
         };
         let keys = match withdraw.naming {
             Naming::Tag => {
-                let key = self.tagged(&withdraw.dir, withdraw.tag)?;
+                let key = self.named(&withdraw.dir, &withdraw.tag.to_string())?;
                 let file = self.tree.find(&key).is_ok_and(|stored| !stored.is_dir());
                 file.then_some(key).into_iter().collect()
             }
@@ -90,7 +96,7 @@ impl Core {
                 // Values are shared, not copied.
                 let (at, value) = (stored.modified, value.clone());
                 let node = store::Node::file(stored.key.clone(), value, stored.created, at);
-                LAYOUT
+                self.layout
                     .ticket(dir, &node)
                     .is_some_and(|ticket| ticket.tag == Some(*tag))
             })
@@ -110,8 +116,8 @@ impl Core {
             .collect()
     }
 
-    fn tagged(&self, dir: &Key, tag: Tag) -> Outcome<Key> {
-        dir.join(&tag.to_string()).map_err(|error| Refusal {
+    fn named(&self, dir: &Key, name: &str) -> Outcome<Key> {
+        dir.join(name).map_err(|error| Refusal {
             key: Some(dir.clone()),
             ..self.refusal(Code::InvalidField, error.detail())
         })
@@ -120,6 +126,8 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Bound;
+
     use super::*;
     use crate::embedded::core::rig::{core, file, key, lease, refused, secs, tag, ttl};
     use crate::store::Expiry;
@@ -163,6 +171,35 @@ mod tests {
         let mine = core.append(&ticket(3)).unwrap();
         let before = core.tickets_before(&key("/l"), &mine.node.key);
         assert_eq!(before, std::slice::from_ref(&first.node));
+    }
+
+    #[test]
+    fn a_leased_ticket_is_named_by_its_tag_and_placed_by_its_creation() {
+        let mut core = core();
+        core.layout = Layout::Leased;
+        // In the order of creation, which is not that of the names.
+        let first = core.append(&ticket(3).body("c")).unwrap();
+        let name = format!("/l/{}", Layout::leased_name(tag(3)));
+        assert_eq!(first.node.key, key(&name));
+        assert_eq!(first.node.value, Some("c".into()));
+        for stranger in ["/l/!x", "/l/_meta", "/l/7/deeper"] {
+            core.have(stranger, "");
+        }
+        core.have("/l/7f", "another program");
+        let second = core.append(&ticket(1)).unwrap();
+        let third = core.append(&ticket(2)).unwrap();
+        let names = |of: &Event| -> Vec<Key> {
+            let before = core.tickets_before(&key("/l"), &of.node.key);
+            before.into_iter().map(|node| node.key).collect()
+        };
+        assert_eq!(names(&second), [first.node.key.clone(), key("/l/7f")]);
+        assert_eq!(names(&third).last(), Some(&second.node.key));
+        assert_eq!(core.withdraw(&take_back(1)), Ok(true));
+        assert!(core.append(&ticket(1)).is_err() && core.peek(&second.node.key).is_none());
+        assert_eq!(
+            core.append(&ticket(2)).unwrap_err().code,
+            Code::AlreadyExists
+        );
     }
 
     #[test]

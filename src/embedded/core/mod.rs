@@ -49,7 +49,7 @@ pub(crate) use watch::Look;
 use super::journal::{Life, Payload, Step};
 use crate::key::{Index, LeaseId, Tag};
 use crate::runtime::Instant;
-use crate::store::Expiry;
+use crate::store::{Expiry, Layout};
 use expiry::{Due, Timeline};
 use history::History;
 use hub::Hub;
@@ -76,6 +76,8 @@ pub(crate) struct Core {
     /// The head of the timeline as the watchers know it.
     announced: Option<Age>,
     logbook: Option<Logbook>,
+    /// How the tickets of lines are named.
+    pub(crate) layout: Layout,
     /// The first index of the commit that is being done.
     commit: Option<Index>,
 }
@@ -96,6 +98,7 @@ impl Core {
             clock_at: now,
             announced: None,
             logbook: None,
+            layout: Layout::Numbered,
             commit: None,
         }
     }

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::machine::{Effect, Machine, Wants};
 use super::newcomers::Newcomers;
-use super::{Input, Joining, Lines, Role};
+use super::{Input, Joining, Line, Lines, Role, Rule};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::{Entropy, Instant};
@@ -25,12 +26,14 @@ pub(super) async fn drive(
     lines: Arc<Lines>,
     dir: Key,
     ttl: Ttl,
+    pending: Arc<AtomicUsize>,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
-    let mut driver = Driver::new(lines, dir, ttl);
+    let mut driver = Driver::new(lines, dir, ttl, pending);
     loop {
         driver.tell();
         let wake = driver.arrange();
+        driver.forget_what_nobody_asks_for(&inputs);
         tokio::select! {
             biased;
             () = driver.lines.closed.cancelled() => return,
@@ -39,6 +42,11 @@ pub(super) async fn drive(
                 None => return,
             },
             view = in_flight(&mut driver.listing) => driver.listed(view),
+            update = next_seen(&mut driver.eye) => {
+                if driver.saw(update) {
+                    driver.see_the_rest();
+                }
+            }
             (key, update) = next_update(&mut driver.watches) => driver.updated(&key, update),
             () = driver.lines.runtime.clock.sleep_until(wake) => driver.woken(),
         }
@@ -57,6 +65,12 @@ struct Driver {
     newcomers: Newcomers,
     listing: Option<Listing>,
     watches: BTreeMap<Key, KeyWatch>,
+    /// The deletions of the whole line, while it is followed.
+    eye: Option<Updates>,
+    /// Keeps the line, and so this task, while it is followed.
+    warm: Option<Arc<Line>>,
+    /// How many appends are under way whose answer may be older than what was told.
+    pending: Arc<AtomicUsize>,
     /// No read or watch is begun while it lasts: the last one failed.
     pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
@@ -76,18 +90,22 @@ struct KeyWatch {
 }
 
 impl Driver {
-    fn new(lines: Arc<Lines>, dir: Key, ttl: Ttl) -> Self {
+    fn new(lines: Arc<Lines>, dir: Key, ttl: Ttl, pending: Arc<AtomicUsize>) -> Self {
         let recheck_every = ttl.get() / 2;
         let recheck = lines.runtime.clock.now() + recheck_every;
+        let about = lines.store.about();
         Self {
-            layout: lines.store.about().layout,
+            layout: about.layout,
             lines,
             dir,
-            machine: Machine::default(),
+            machine: Machine::new(about.ranks),
             tickets: BTreeMap::new(),
             newcomers: Newcomers::default(),
             listing: None,
             watches: BTreeMap::new(),
+            eye: None,
+            warm: None,
+            pending,
             pause: Pause::default(),
             recheck_every,
             recheck,
@@ -156,6 +174,8 @@ impl Driver {
                     Effect::Admit(position) => {
                         let now = self.now();
                         self.machine.holding(&position, now);
+                        // The view is as good as new.
+                        self.recheck = now + self.recheck_every;
                         if let Some(seat) = self.tickets.get_mut(&position) {
                             answer(seat, Ok(1));
                         }
@@ -178,8 +198,23 @@ impl Driver {
     /// Begins and ends reads and watches as the machine wants; returns when to look again.
     fn arrange(&mut self) -> Instant {
         let now = self.now();
-        let Wants { list, watch, wake } = self.machine.wants(now);
+        let Wants {
+            list,
+            watch,
+            follow,
+            wake,
+        } = self.machine.wants(now);
         self.watches.retain(|key, _| watch.contains_key(key));
+        if !follow && self.eye.take().is_some() {
+            self.machine.shut();
+        }
+        self.warm = follow
+            .then(|| {
+                self.warm
+                    .take()
+                    .or_else(|| self.lines.find(&self.dir, &Rule::Exclusive))
+            })
+            .flatten();
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
         let is_here = |position: &_| self.tickets.contains_key(position);
         if let Some(settled) = self.newcomers.settle(now, is_here) {
@@ -188,6 +223,11 @@ impl Driver {
         match self.pause.after(now) {
             Some(until) => next = next.min(until),
             None => {
+                if follow && self.eye.is_none() {
+                    let watch = Watch::tree(self.dir.clone()).deletes_only();
+                    self.eye = Some(self.lines.store.watch(watch));
+                    self.machine.opening();
+                }
                 // A list that is wanted may show that a new watch is not.
                 if list.is_none() {
                     for (key, from) in watch {
@@ -204,6 +244,18 @@ impl Driver {
             }
         }
         next
+    }
+
+    /// Whatever was sent before the line is free of appends has joined when its inbox is empty, and
+    /// what is sent after that is newer than all that was told.
+    fn forget_what_nobody_asks_for(&mut self, inputs: &mpsc::UnboundedReceiver<Input>) {
+        if self.machine.remembers()
+            && self.listing.is_none()
+            && self.pending.load(Ordering::SeqCst) == 0
+            && inputs.is_empty()
+        {
+            self.machine.caught_up();
+        }
     }
 
     fn begin_list(&mut self, at_least: Index) {
@@ -273,6 +325,46 @@ impl Driver {
                 self.failed(&Error::new(ErrorKind::Unavailable, text));
             }
         }
+    }
+
+    /// Takes in what the eye tells; whether more belongs to it.
+    fn saw(&mut self, update: Option<Result<Update>>) -> bool {
+        match update {
+            Some(Ok(Update::Open(index))) => self.machine.opened(index),
+            Some(Ok(Update::Event(event))) => {
+                if matches!(event.change, Change::Delete { .. }) {
+                    self.machine.deleted(&event.key, event.index);
+                    if event.key.below(&self.dir).is_none() {
+                        self.machine.missed(event.index);
+                    }
+                }
+                return event.more;
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.blinked(&error),
+            None => {
+                let text = "a watch ended without an error";
+                self.blinked(&Error::new(ErrorKind::Unavailable, text));
+            }
+        }
+        false
+    }
+
+    /// What happened in one step is taken in as one: of tickets that went together none was first
+    /// for a moment.
+    fn see_the_rest(&mut self) {
+        while let Some(update) = next_seen(&mut self.eye).now_or_never() {
+            if !self.saw(update) {
+                return;
+            }
+        }
+    }
+
+    fn blinked(&mut self, error: &Error) {
+        self.eye = None;
+        self.machine.shut();
+        self.machine.doubt();
+        self.failed(error);
     }
 
     fn woken(&mut self) {
@@ -348,6 +440,14 @@ pub(super) fn in_flight<'a>(
 ) -> impl Future<Output = Result<View>> + 'a {
     poll_fn(|cx| match listing {
         Some(view) => Pin::new(view).poll(cx),
+        None => Poll::Pending,
+    })
+}
+
+/// The next update of the line as a whole; never returns if it is not followed.
+fn next_seen(eye: &mut Option<Updates>) -> impl Future<Output = Option<Result<Update>>> + '_ {
+    poll_fn(|cx| match eye {
+        Some(updates) => updates.poll_next_unpin(cx),
         None => Poll::Pending,
     })
 }

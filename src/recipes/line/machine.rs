@@ -17,9 +17,24 @@
 //! # What it costs
 //! Only the first waiting ticket of a process needs to know who is before it, so a list is asked
 //! for when a ticket becomes first and was appended after the last list. Tickets of this process
-//! leave with an acknowledgement, so a handoff inside a process costs no read at all. A foreign
-//! predecessor is watched, one key; when it goes, one list tells whether others are still before
-//! us, and whether we are still there ourselves: nobody is admitted whose lease was revoked.
+//! leave with an acknowledgement, so a handoff inside a process costs no read at all. For others
+//! there are two ways:
+//!
+//! ```text
+//! Shut ──a foreign ticket is waited for, appends tell who is before──▶ Opening ──▶ Open(at)
+//!   ▲                                                                                 │
+//!   └──── nobody waits or holds, and has not for a second; or the line is long ───────┘
+//! ```
+//!
+//! * **Shut**: the predecessor is watched, one key; when it goes, one list tells whether others are
+//!   still before us, and whether we are still there ourselves.
+//! * **Open**: all deletions in the line are told, after `at`. With a list at or after `at`, or an
+//!   append that came later and told who was before it, the line is *covered*: the next one needs
+//!   no read at all, and neither does the one after it. What is told of deletions must be kept for as
+//!   long as an append is under way: its answer may be older.
+//!
+//! Either way nobody is admitted whose lease was revoked: a ticket of ours that went is told, or
+//! looked for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,15 +46,39 @@ use crate::runtime::Instant;
 /// nothing.
 pub(super) const SHORT_HOLD: Duration = Duration::from_millis(250);
 
+/// For so long the line is followed after our last ticket: who comes back needs no read.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// A line of more tickets is not begun to be followed for one waiter, and one of more than four
+/// times as many not followed any longer: each deletion is told to all who follow.
+const SHORT: usize = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct Machine {
+    /// Whether the line may be followed as a whole.
+    follows: bool,
+    eye: Eye,
+    /// Until when it is followed without a ticket of ours.
+    warm_until: Option<Instant>,
     live: BTreeMap<Position, Owner>,
     /// Deletions after `complete`: a list taken earlier may still show these tickets.
     gone: BTreeMap<Key, Index>,
+    /// What was forgotten of those: no list older than this is of use.
+    forgotten: Option<Index>,
     complete: Option<Index>,
     /// A list is needed that is not older than this.
     stale: Option<Index>,
     effects: Vec<Effect>,
+}
+
+/// How the line as a whole is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Eye {
+    #[default]
+    Shut,
+    Opening,
+    /// Every deletion after this index is told, in order.
+    Open(Index),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,11 +116,37 @@ pub(super) struct Wants {
     pub(super) list: Option<Index>,
     /// Watch these keys for their deletion, from these indexes.
     pub(super) watch: BTreeMap<Key, Index>,
+    /// Follow the deletions of the whole line.
+    pub(super) follow: bool,
     /// Ask again at this time.
     pub(super) wake: Option<Instant>,
 }
 
 impl Machine {
+    /// Knows nothing yet. `follows`: where appends tell who is before, so that it pays to follow the
+    /// line.
+    pub(super) fn new(follows: bool) -> Self {
+        Self {
+            follows,
+            ..Self::default()
+        }
+    }
+
+    /// The line is going to be followed.
+    pub(super) fn opening(&mut self) {
+        self.eye = Eye::Opening;
+    }
+
+    /// From now on every deletion after `index` is told.
+    pub(super) fn opened(&mut self, index: Index) {
+        self.eye = Eye::Open(index);
+    }
+
+    /// The line is not followed any more.
+    pub(super) fn shut(&mut self) {
+        self.eye = Eye::Shut;
+    }
+
     /// A ticket of ours was appended at `at` and waits.
     pub(super) fn join(&mut self, ticket: Position, at: Index) {
         self.enter(ticket, at, Role::Waiting);
@@ -104,6 +169,7 @@ impl Machine {
         if let Some(Owner::Ours(_, role)) = self.live.get_mut(ticket) {
             *role = Role::Leaving(now);
         }
+        self.warm_until = (self.eye != Eye::Shut).then(|| now + LINGER);
         self.admit();
     }
 
@@ -158,8 +224,14 @@ impl Machine {
         self.admit();
     }
 
-    /// A watched key was deleted.
+    /// A key was deleted that is watched, or lies in the line that is followed.
     pub(super) fn deleted(&mut self, key: &Key, index: Index) {
+        if self.complete.is_some_and(|complete| index <= complete) {
+            return;
+        }
+        let covered = self.is_covered();
+        // The answer to an append, or a list, that is under way may be older.
+        self.remember_gone(key, index);
         let hit: Vec<Position> = self
             .live
             .keys()
@@ -167,20 +239,29 @@ impl Machine {
             .cloned()
             .collect();
         for ticket in hit {
-            match self.live.remove(&ticket) {
-                Some(Owner::Ours(_, Role::Leaving(_))) | None => {}
-                // What took it may have taken others of ours.
-                Some(Owner::Ours(..)) => {
-                    self.effects.push(Effect::Gone(ticket.clone()));
-                    self.stale = self.stale.max(Some(index));
-                }
-                // Others may have left unwatched while this one was in front of us, and so may
-                // our own: it is not watched while it waits.
-                Some(Owner::Foreign) => self.stale = self.stale.max(Some(index)),
-            }
             self.remember_gone(&ticket.key, index);
+            match self.live.remove(&ticket) {
+                Some(Owner::Ours(_, Role::Leaving(_))) | None => continue,
+                Some(Owner::Ours(..)) => {
+                    // It went together with what was before it.
+                    let admitted = Effect::Admit(ticket.clone());
+                    self.effects.retain(|effect| *effect != admitted);
+                    self.effects.push(Effect::Gone(ticket.clone()));
+                }
+                Some(Owner::Foreign) => {}
+            }
+            if !covered {
+                // What took it may have taken others of ours; and others may have left unwatched
+                // while this one was in front of us.
+                self.stale = self.stale.max(Some(index));
+            }
         }
         self.admit();
+    }
+
+    /// What happened at `index` may have taken any of the tickets.
+    pub(super) fn missed(&mut self, index: Index) {
+        self.stale = self.stale.max(Some(index));
     }
 
     /// What is known may be out of date: read again before anything else.
@@ -192,6 +273,18 @@ impl Machine {
         self.stale = self.stale.max(self.complete.or(joined));
     }
 
+    /// No answer is awaited any more that could be older than what was told: what has gone need not
+    /// be remembered.
+    pub(super) fn caught_up(&mut self) {
+        let last = std::mem::take(&mut self.gone).into_values().max();
+        self.forgotten = self.forgotten.max(last);
+    }
+
+    /// Whether anything is remembered to have gone.
+    pub(super) fn remembers(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
     /// What to tell, in order.
     pub(super) fn effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
@@ -199,14 +292,32 @@ impl Machine {
 
     /// What to be doing.
     pub(super) fn wants(&self, now: Instant) -> Wants {
+        let mut wants = self.wants_of_keys(now);
+        wants.list = wants
+            .list
+            .map(|list| self.forgotten.map_or(list, |it| it.max(list)));
+        wants.follow = self.should_follow(now);
+        if wants.follow {
+            // All of them are told.
+            wants.watch.clear();
+            if let Some(until) = self.warm_until.filter(|until| now < *until) {
+                wants.wake = Some(wants.wake.map_or(until, |wake| wake.min(until)));
+            }
+        }
+        wants
+    }
+
+    fn wants_of_keys(&self, now: Instant) -> Wants {
         let mut wants = Wants::default();
+        let unseen = self.unseen();
         for (ticket, owner) in &self.live {
             if let Owner::Ours(at, Role::Holding(since)) = owner {
                 self.watch_own(&mut wants, ticket, *at, *since, now);
             }
         }
         let Some((first, at)) = self.first_waiting() else {
-            wants.list = self.stale.filter(|_| !wants.watch.is_empty());
+            let list = self.stale.max(unseen);
+            wants.list = list.filter(|_| !wants.watch.is_empty());
             return wants;
         };
         let newest = self.complete.map_or(at, |complete| complete.max(at));
@@ -222,13 +333,46 @@ impl Machine {
             Some((before, Owner::Foreign)) if known => {
                 let seen = self.complete.unwrap_or(at);
                 wants.watch.insert(before.key.clone(), seen.next());
-                wants.list = self.stale;
+                wants.list = self.stale.max(unseen);
             }
             // Admitted already, only not taken yet.
             None if known && self.stale.is_none() => {}
             Some((_, Owner::Foreign)) | None => wants.list = Some(newest),
         }
         wants
+    }
+
+    /// Whether to follow the line as a whole.
+    fn should_follow(&self, now: Instant) -> bool {
+        if !self.follows {
+            return false;
+        }
+        let open = self.eye != Eye::Shut;
+        let waits_for_another = self.first_waiting().is_some_and(|(first, _)| {
+            let before = self.live.range(..first).next_back();
+            before.is_some_and(|(_, owner)| *owner == Owner::Foreign)
+        });
+        if !waits_for_another {
+            let ours = |owner: &Owner| *owner != Owner::Foreign;
+            let warm = self.warm_until.is_some_and(|until| now < until);
+            return open && (warm || self.live.values().any(ours));
+        }
+        let waiting = |owner: &&Owner| matches!(owner, Owner::Ours(_, Role::Waiting));
+        let most = if open { SHORT * 4 } else { SHORT };
+        self.live.len() <= most || self.live.values().filter(waiting).nth(1).is_some()
+    }
+
+    /// Whether every deletion after what is known is told.
+    fn is_covered(&self) -> bool {
+        matches!(self.eye, Eye::Open(_)) && self.unseen().is_none()
+    }
+
+    /// Up to where something may have happened that was not told.
+    fn unseen(&self) -> Option<Index> {
+        match self.eye {
+            Eye::Open(at) if self.complete.is_none_or(|complete| complete < at) => Some(at),
+            _ => None,
+        }
     }
 
     /// Puts a ticket of ours in, unless it is known to be gone already.

@@ -274,6 +274,167 @@ fn a_holder_alone_in_doubt_is_looked_for_once_it_is_watched() {
     assert_eq!(machine.effects(), [Effect::Gone(ticket(5))]);
 }
 
+/// A machine of a store whose appends tell who is before, that waits at 5 behind others.
+fn waiting_behind(others: &[u64]) -> Machine {
+    let mut machine = Machine::new(true);
+    machine.join(ticket(5), index(5));
+    let all = others.iter().copied().chain([5]).collect::<Vec<_>>();
+    machine.listed(index(5), line(&all));
+    assert_eq!(machine.effects(), []);
+    machine
+}
+
+/// The same, with a view that was opened at 6 and a list at 6.
+fn covered_behind(others: &[u64]) -> Machine {
+    let mut machine = waiting_behind(others);
+    machine.opening();
+    machine.opened(index(6));
+    let all = others.iter().copied().chain([5]).collect::<Vec<_>>();
+    machine.listed(index(6), line(&all));
+    assert_eq!(machine.effects(), []);
+    machine
+}
+
+#[test]
+fn a_line_is_followed_for_who_waits_for_another_and_read_once_when_that_has_begun() {
+    let mut machine = waiting_behind(&[3]);
+    let wants = machine.wants(at(0));
+    assert_eq!((wants.follow, wants.list), (true, None));
+    assert_eq!(wants.watch, BTreeMap::new());
+    machine.opening();
+    assert_eq!(machine.wants(at(0)).list, None);
+    machine.opened(index(8));
+    // Between the append and the opening nobody looked.
+    assert_eq!(machine.wants(at(0)).list, Some(index(8)));
+    machine.listed(index(8), line(&[3, 5, 7]));
+    assert_eq!(machine.wants(at(0)).list, None);
+    machine.deleted(&ticket(3).key, index(9));
+    assert_eq!(machine.effects(), admit(5));
+}
+
+#[test]
+fn who_joins_a_line_that_is_followed_already_is_admitted_without_a_read() {
+    let mut machine = covered_behind(&[3]);
+    machine.deleted(&ticket(3).key, index(7));
+    assert_eq!(machine.effects(), admit(5));
+    machine.holding(&ticket(5), at(0));
+    machine.leaving(&ticket(5), at(1));
+    machine.left(&ticket(5), index(8), true);
+    // Back again, behind another.
+    machine.join(ticket(10), index(10));
+    machine.listed(index(10), line(&[9, 10]));
+    assert_eq!(machine.wants(at(2)).list, None);
+    machine.deleted(&ticket(9).key, index(11));
+    assert_eq!(machine.effects(), admit(10));
+    assert_eq!(machine.wants(at(2)).list, None);
+}
+
+#[test]
+fn a_deletion_that_is_newer_than_the_answer_to_an_append_is_applied_to_it() {
+    let mut machine = covered_behind(&[3]);
+    machine.deleted(&ticket(3).key, index(7));
+    machine.holding(&ticket(5), at(0));
+    // 9 was appended at 9, behind 8; 8 goes before that answer is here.
+    machine.leaving(&ticket(5), at(1));
+    machine.left(&ticket(5), index(8), true);
+    machine.deleted(&ticket(8).key, index(10));
+    machine.effects();
+    assert!(machine.remembers());
+    machine.join(ticket(9), index(9));
+    machine.listed(index(9), line(&[8, 9]));
+    assert_eq!(machine.effects(), admit(9));
+}
+
+#[test]
+fn what_is_told_of_is_forgotten_when_no_older_answer_can_come() {
+    let mut machine = covered_behind(&[3]);
+    machine.deleted(&ticket(3).key, index(7));
+    assert!(machine.remembers());
+    machine.caught_up();
+    assert!(!machine.remembers());
+    // A list that is older would bring it back, and nobody would tell of its end again.
+    machine.holding(&ticket(5), at(0));
+    machine.doubt();
+    assert_eq!(machine.wants(at(1_000)).list, Some(index(7)));
+}
+
+#[test]
+fn a_ticket_that_went_together_with_the_one_before_it_was_never_first() {
+    let mut machine = covered_behind(&[3]);
+    machine.deleted(&ticket(3).key, index(7));
+    machine.deleted(&ticket(5).key, index(7));
+    assert_eq!(machine.effects(), [Effect::Gone(ticket(5))]);
+}
+
+#[test]
+fn a_deletion_before_the_list_that_covers_it_admits_only_after_that_list() {
+    let mut machine = waiting_behind(&[3]);
+    machine.opening();
+    machine.opened(index(8));
+    // 5 went at 7, and nobody was there to see it.
+    machine.deleted(&ticket(3).key, index(9));
+    assert_eq!(machine.effects(), []);
+    assert_eq!(machine.wants(at(0)).list, Some(index(9)));
+    machine.listed(index(9), line(&[]));
+    assert_eq!(machine.effects(), [Effect::Gone(ticket(5))]);
+}
+
+#[test]
+fn a_view_that_was_interrupted_is_read_again() {
+    let mut machine = covered_behind(&[3]);
+    machine.shut();
+    machine.doubt();
+    machine.opening();
+    machine.opened(index(20));
+    assert_eq!(machine.wants(at(0)).list, Some(index(20)));
+    machine.listed(index(20), line(&[5]));
+    assert_eq!(machine.effects(), admit(5));
+}
+
+#[test]
+fn a_long_line_is_followed_for_several_only_and_a_followed_one_may_grow() {
+    let others: Vec<u64> = (100..100 + SHORT as u64).collect();
+    let behind = |others: &[u64], ours: &[u64]| {
+        let mut machine = Machine::new(true);
+        ours.iter()
+            .for_each(|it| machine.join(ticket(*it), index(*it)));
+        let all = [others, ours].concat();
+        machine.listed(index(900), line(&all));
+        machine
+    };
+    let wants = behind(&others, &[900]).wants(at(0));
+    assert!(!wants.follow && wants.watch.len() == 1);
+    assert!(behind(&others[1..], &[900]).wants(at(0)).follow);
+    assert!(behind(&others, &[899, 900]).wants(at(0)).follow);
+    let mut grown = behind(&others, &[900]);
+    grown.opening();
+    assert!(grown.wants(at(0)).follow);
+    let others: Vec<u64> = (100..100 + SHORT as u64 * 4).collect();
+    let mut long = behind(&others, &[900]);
+    long.opening();
+    assert!(!long.wants(at(0)).follow);
+}
+
+#[test]
+fn a_line_is_followed_for_a_while_after_the_last_ticket_and_a_held_key_within_it() {
+    let mut machine = covered_behind(&[3]);
+    machine.deleted(&ticket(3).key, index(7));
+    machine.holding(&ticket(5), at(0));
+    let held = machine.wants(at(60_000));
+    assert!(held.follow && held.watch.is_empty());
+    machine.leaving(&ticket(5), at(60_000));
+    machine.left(&ticket(5), index(8), true);
+    let wants = machine.wants(at(60_100));
+    assert_eq!((wants.follow, wants.wake), (true, Some(at(61_000))));
+    assert!(!machine.wants(at(61_000)).follow);
+    // Who never waited for another does not follow.
+    let mut alone = Machine::new(true);
+    alone.join_holding(ticket(5), index(5), at(0));
+    alone.join(ticket(6), index(6));
+    alone.listed(index(6), line(&[5, 6]));
+    assert!(!alone.wants(at(0)).follow);
+}
+
 /// A server that holds one line, three processes with a machine each, and a scheduler that
 /// delivers everything late and in any order that the real world allows.
 struct World {
@@ -288,20 +449,30 @@ struct World {
 #[derive(Default)]
 struct Process {
     machine: Machine,
+    follows: bool,
     waiting: BTreeSet<u64>,
     holding: BTreeSet<u64>,
-    /// Appended, the reply is on its way.
-    appended: Vec<u64>,
+    /// Appended, the reply is on its way, with what was before it.
+    appended: Vec<(u64, Vec<u64>)>,
     /// Deleted, the reply is on its way.
     deleted: Vec<(u64, u64)>,
     /// A list was taken, the reply is on its way.
     list: Option<(u64, Vec<u64>)>,
+    /// How much of the history it was told, while it follows the line.
+    told: Option<usize>,
     admissions: usize,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
-        let processes = (0..3).map(|_| Process::default()).collect();
+        // Of some worlds nobody follows the line, of others all, of others one.
+        let follows = |who| seed % 3 == 1 || (seed % 3 == 2 && who == 0);
+        let process = |who| Process {
+            machine: Machine::new(follows(who)),
+            follows: follows(who),
+            ..Process::default()
+        };
+        let processes = (0..3).map(process).collect();
         Self {
             entropy: Entropy::seeded(seed),
             index: 1,
@@ -328,14 +499,17 @@ impl World {
             0 if self.live.len() < 8 => {
                 self.index += 1;
                 self.live.insert(self.index);
-                let number = self.index;
-                self.processes[who].appended.push(number);
+                let (number, line) = (self.index, self.live.iter().copied().collect());
+                self.processes[who].appended.push((number, line));
             }
             1 | 2 => {
                 let process = &mut self.processes[who];
-                if let Some(number) = process.appended.pop() {
+                if let Some((number, told)) = process.appended.pop() {
                     process.waiting.insert(number);
                     process.machine.join(ticket(number), index(number));
+                    if process.follows {
+                        process.machine.listed(index(number), line(&told));
+                    }
                 }
             }
             3 => {
@@ -367,6 +541,7 @@ impl World {
                 }
             }
             8 => {
+                self.follow(who);
                 for (key, from) in self.processes[who].machine.wants(at(1_000)).watch {
                     let seen = self
                         .history
@@ -414,6 +589,36 @@ impl World {
                     Effect::Intruder(position) => panic!("nobody comes back: {position:?}"),
                 }
             }
+        }
+    }
+
+    /// Opens, reads or shuts the view of the whole line, as the machine wants.
+    fn follow(&mut self, who: usize) {
+        let upto = self.history.len();
+        let some = self.pick(3);
+        let process = &mut self.processes[who];
+        let wanted = process.machine.wants(at(1_000)).follow;
+        match process.told {
+            None if wanted => {
+                process.machine.opening();
+                process.machine.opened(index(self.index));
+                process.told = Some(upto);
+            }
+            Some(_) if !wanted || some == 0 && self.index.is_multiple_of(7) => {
+                process.machine.shut();
+                process.machine.doubt();
+                process.told = None;
+            }
+            Some(told) => {
+                for (when, number) in self.history.iter().skip(told).take(some) {
+                    process.machine.deleted(&ticket(*number).key, index(*when));
+                }
+                process.told = Some((told + some).min(upto));
+            }
+            None => {}
+        }
+        if process.appended.is_empty() && process.list.is_none() {
+            process.machine.caught_up();
         }
     }
 

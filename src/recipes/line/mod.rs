@@ -1,7 +1,8 @@
 //! Lines: first come, first served, across processes.
 //!
-//! One [`Line`] per directory and client: a task that shares one view of the line between all
-//! tickets of this process. [`machine`] decides what to read and watch and who is admitted;
+//! One [`Line`] per directory and client: one view of the line for all tickets of this process, and
+//! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
+//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
 //! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
 //! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
 //! that of [`shared`] lines has a machine and a driver of its own.
@@ -11,18 +12,20 @@ mod leave;
 mod machine;
 mod newcomers;
 mod rule;
+mod sentry;
 pub(crate) mod shared;
 mod ticket;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use rule::{Refusal, Rule, Shared};
+use sentry::{Charge, Sentry};
 pub(crate) use ticket::Ticket;
 
 use crate::error::Result;
@@ -31,8 +34,8 @@ use crate::runtime::{Runtime, Tasks};
 use crate::session::{Announcer, Term};
 use crate::store::{Store, View, Withdrawn};
 
-/// How many keys of our own a client watches at once. Beyond that a loss is noticed at the next
-/// renewal: on etcd v2 each watch is a connection.
+/// How many keys of our own a client watches at once where watches are not cheap. Beyond that a
+/// loss is noticed at the next renewal: on etcd v2 each watch is a connection.
 const OWN_WATCHES: usize = 64;
 
 /// All lines of a client.
@@ -42,20 +45,36 @@ pub(crate) struct Lines {
     tasks: Tasks,
     open: Mutex<BTreeMap<(Key, Rule), Weak<Line>>>,
     own_watches: Arc<Semaphore>,
+    sentry: Sentry,
+    /// Whether appends tell who is before, and watches are cheap.
+    ranks: bool,
     closed: CancellationToken,
 }
 
 impl Lines {
     pub(crate) fn new(store: Arc<dyn Store>, runtime: Runtime, tasks: Tasks) -> Arc<Self> {
-        let own_watches = Arc::new(Semaphore::new(OWN_WATCHES));
+        let ranks = store.about().ranks;
+        let own_watches = if ranks {
+            Semaphore::MAX_PERMITS
+        } else {
+            OWN_WATCHES
+        };
         Arc::new(Self {
             store,
             runtime,
             tasks,
             open: Mutex::default(),
-            own_watches,
+            own_watches: Arc::new(Semaphore::new(own_watches)),
+            sentry: Sentry::default(),
+            ranks,
             closed: CancellationToken::new(),
         })
+    }
+
+    /// The line at `dir`, if there is one.
+    fn find(&self, dir: &Key, rule: &Rule) -> Option<Arc<Line>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&(dir.clone(), rule.clone()))?.upgrade()
     }
 
     /// Ends the tasks of all lines, whoever still has a handle.
@@ -63,31 +82,26 @@ impl Lines {
         self.closed.cancel();
     }
 
-    /// The line at `dir`. Its task starts with the first ticket and ends with the last.
+    /// The line at `dir`. Its task ends with the last ticket.
     pub(crate) fn line(self: &Arc<Self>, dir: &Key, ttl: Ttl, rule: Rule) -> Arc<Line> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let name = (dir.clone(), rule.clone());
         if let Some(line) = open.get(&name).and_then(Weak::upgrade) {
             return line;
         }
-        let (inbox, inputs) = mpsc::unbounded_channel();
-        match rule.clone() {
-            Rule::Exclusive => {
-                let task = driver::drive(self.clone(), dir.clone(), ttl, inputs);
-                self.tasks.spawn(task);
-            }
-            Rule::Shared(place) => {
-                let task = shared::driver::drive(self.clone(), place, ttl, inputs);
-                self.tasks.spawn(task);
-            }
-        }
+        let rests = self.ranks && rule == Rule::Exclusive;
         let line = Arc::new(Line {
             dir: dir.clone(),
             rule,
-            inbox,
+            ttl,
+            inbox: Mutex::new(Inbox::Resting(Vec::new())),
             tickets: AtomicUsize::new(0),
+            pending: Arc::default(),
             lines: Arc::downgrade(self),
         });
+        if !rests {
+            line.start(self);
+        }
         open.insert(name, Arc::downgrade(&line));
         line
     }
@@ -97,10 +111,30 @@ impl Lines {
 pub(crate) struct Line {
     dir: Key,
     rule: Rule,
-    inbox: mpsc::UnboundedSender<Input>,
-    /// How many tickets of this process have joined and not left.
+    ttl: Ttl,
+    inbox: Mutex<Inbox>,
+    /// How many tickets of this process have joined and not left; the task counts for one while it
+    /// keeps its view without any.
     tickets: AtomicUsize,
+    /// How many appends are under way, or answered and have not joined.
+    pending: Arc<AtomicUsize>,
     lines: Weak<Lines>,
+}
+
+/// An append that is under way, until its ticket has joined or is given up.
+pub(super) struct Pending(Arc<AtomicUsize>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Where what happens goes.
+enum Inbox {
+    /// Nobody waits, and no task runs: these are held, and the sentry watches over them.
+    Resting(Vec<Position>),
+    Running(mpsc::UnboundedSender<Input>),
 }
 
 /// What the line's task is told.
@@ -136,9 +170,15 @@ impl Line {
         &self.dir
     }
 
-    /// Whether this process has tickets in the line, so that its view is kept anyway.
+    /// Whether the view is kept anyway: this process has tickets in the line, or had just now.
     fn is_occupied(&self) -> bool {
         self.tickets.load(Ordering::Acquire) > 0
+    }
+
+    /// To be called before an append is sent.
+    fn expect(&self) -> Pending {
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        Pending(self.pending.clone())
     }
 
     /// Joins the view and waits to be told.
@@ -170,9 +210,91 @@ impl Line {
     }
 
     fn tell(&self, input: Input) {
-        // Only a client that was shut down has stopped listening; whoever waits for an answer
-        // sees that by the answer's channel.
-        let _ = self.inbox.send(input);
+        let mut inbox = self.lock();
+        let input = match &mut *inbox {
+            Inbox::Running(_) => Some(input),
+            Inbox::Resting(held) => self.rest(held, input),
+        };
+        drop(inbox);
+        let Some(input) = input else { return };
+        if let Some(lines) = self.lines.upgrade() {
+            self.start(&lines);
+        }
+        if let Inbox::Running(task) = &*self.lock() {
+            // Only a client that was shut down has stopped listening; whoever waits for an answer
+            // sees that by the answer's channel.
+            let _ = task.send(input);
+        }
+    }
+
+    /// Notes what is held or given back; what needs the task is returned.
+    fn rest(&self, held: &mut Vec<Position>, input: Input) -> Option<Input> {
+        // A client that is gone watches over nothing.
+        let lines = self.lines.upgrade()?;
+        match input {
+            Input::Join {
+                ticket,
+                role: Role::Holding,
+            } => {
+                let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
+                let key = ticket.position.key.clone();
+                held.reserve_exact(1);
+                held.push(ticket.position);
+                lines.sentry.guard(&lines, key, charge);
+                None
+            }
+            Input::Leaving(position) | Input::Left(position, _) => {
+                held.retain(|it| *it != position);
+                lines.sentry.dismiss(&position.key);
+                None
+            }
+            Input::Join {
+                role: Role::Waiting(_),
+                ..
+            } => Some(input),
+        }
+    }
+
+    /// Begins the task, if there is none, and hands it what is held.
+    fn start(&self, lines: &Arc<Lines>) {
+        let mut inbox = self.lock();
+        let Inbox::Resting(held) = &mut *inbox else {
+            return;
+        };
+        let held = std::mem::take(held);
+        let (task, inputs) = mpsc::unbounded_channel();
+        let ttl = self.ttl;
+        for position in held {
+            let Some(charge) = lines.sentry.dismiss(&position.key) else {
+                continue;
+            };
+            let ticket = Joining {
+                position,
+                at: charge.at,
+                term: charge.term,
+                known: None,
+                ttl,
+                announcer: charge.announcer,
+            };
+            let role = Role::Holding;
+            let _ = task.send(Input::Join { ticket, role });
+        }
+        match self.rule.clone() {
+            Rule::Exclusive => {
+                let (dir, pending) = (self.dir.clone(), self.pending.clone());
+                let drive = driver::drive(lines.clone(), dir, ttl, pending, inputs);
+                lines.tasks.spawn(drive);
+            }
+            Rule::Shared(place) => {
+                let drive = shared::driver::drive(lines.clone(), place, ttl, inputs);
+                lines.tasks.spawn(drive);
+            }
+        }
+        *inbox = Inbox::Running(task);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -209,7 +331,7 @@ mod tests {
         let dir = Key::new("/_locks/a").unwrap();
         let line = lines.line(&dir, ttl, Rule::Exclusive);
         assert!(Arc::ptr_eq(&line, &lines.line(&dir, ttl, Rule::Exclusive)));
-        assert_eq!((lines.open.lock().unwrap().len(), tasks.len()), (1, 1));
+        assert_eq!(lines.open.lock().unwrap().len(), 1);
         drop(line);
         assert_eq!(lines.open.lock().unwrap().len(), 0);
         tasks.ended().await;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::rule::Verdict;
-use super::{Joining, Line, Rule};
+use super::{Joining, Line, Pending, Rule};
 use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
@@ -32,6 +32,8 @@ pub(crate) struct Ticket {
     pub(super) session: Session,
     pub(super) tag: Tag,
     pub(super) state: State,
+    /// Until it has joined.
+    pending: Option<Pending>,
 }
 
 pub(super) enum State {
@@ -139,6 +141,7 @@ impl Ticket {
             session,
             tag,
             state: State::Armed,
+            pending: Some(line.expect()),
         }
     }
 
@@ -165,6 +168,7 @@ impl Ticket {
         let joining = self.joining()?;
         let term = joining.term.clone();
         let admission = self.line.join_waiting(joining);
+        self.pending = None;
         let limit = tokio::select! {
             biased;
             loss = term.lost() => {
@@ -345,9 +349,7 @@ impl Ticket {
                 .at(&node.key));
         };
         self.core.saw(node.created);
-        let term = self
-            .session
-            .attach(node.key.clone(), node.value.clone(), sent);
+        let term = self.session.attach(node.key.clone(), &node, sent);
         self.state = State::InLine(Seat {
             node,
             position,
@@ -398,6 +400,7 @@ impl Ticket {
         let term = joining.term.clone();
         self.seat_mut()?.limit = Some(limit);
         self.line.join_holding(joining);
+        self.pending = None;
         term.check()
     }
 

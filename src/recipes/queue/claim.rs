@@ -10,6 +10,7 @@ use super::job::JobId;
 use super::paths::Paths;
 use super::register::Register;
 use super::step::{Outcome, Want};
+use super::together::{Part, Together, Written};
 use crate::client::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Tag, Ttl};
@@ -51,15 +52,19 @@ pub(super) enum Taking {
 }
 
 impl Hand {
-    /// Claims a job and reads it.
+    /// Claims a job, with others if it is to be, and reads it.
     pub(super) async fn take(
         &self,
         id: &JobId,
         job: Index,
         from: Option<Seen>,
         to: Register,
+        together: Option<Together>,
     ) -> Taking {
-        let outcome = self.claim(id, job, from, &to).await;
+        let outcome = match shared(together).await {
+            Some(Ok(written)) => Ok(Ok(written.put)),
+            Some(Err(_)) | None => self.claim(id, job, from, &to).await,
+        };
         let index = match outcome {
             Ok(Ok(index)) => index,
             Ok(Err(outcome)) => return Taking::Not(outcome, None),
@@ -111,15 +116,25 @@ impl Hand {
         }
     }
 
-    /// Writes `to` where the claim is, and deletes the job in the same step if `to` is its end and
-    /// the store can. Returns when, and whether the job is gone with it.
+    /// Writes `to` where the claim is, with others if it is to be, and deletes the job in the same
+    /// step if `to` is its end and the store can. Returns when, and whether the job is gone with it.
     ///
     /// # Errors
     /// `ClaimLost`: somebody else has it, or can have it by now. `Ambiguous`: the term ended before
     /// there was an answer. Others that the store gives.
-    pub(super) async fn settle(&self, claim: &Claimed, to: &Register) -> Result<(Index, bool)> {
+    pub(super) async fn settle(
+        &self,
+        claim: &Claimed,
+        to: &Register,
+        together: Option<Together>,
+    ) -> Result<(Index, bool)> {
         let key = self.paths.register(&claim.id)?;
-        let (mut retry, mut unsure) = (Retry::new(), None);
+        let mut unsure = match shared(together).await {
+            Some(Ok(written)) => return Ok((written.all, is_end(to))),
+            Some(Err(error)) => Some(error).filter(Error::is_ambiguous),
+            None => None,
+        };
+        let mut retry = Retry::new();
         loop {
             if let Err(cause) = self.term.check() {
                 return Err(match unsure {
@@ -127,7 +142,7 @@ impl Hand {
                     None => claim_lost(&key).caused_by(cause),
                 });
             }
-            let error = match self.settle_once(&key, claim, to).await {
+            let error = match self.settle_once(claim, to).await {
                 Ok(settled) => return Ok(settled),
                 Err(error) => error,
             };
@@ -212,50 +227,61 @@ impl Hand {
     }
 
     async fn write(&self, id: &JobId, from: Option<&Seen>, to: &Register) -> Result<Node> {
+        let put = self.claim_part(id, from, to)?.put;
+        Ok(self.core.store.put(put).await?.node)
+    }
+
+    /// The write that takes a register from what was seen to something else.
+    pub(super) fn claim_part(
+        &self,
+        id: &JobId,
+        from: Option<&Seen>,
+        to: &Register,
+    ) -> Result<Part> {
         let condition = match from {
             None => Condition::Absent,
             Some(Seen {
                 register: Some(register),
                 index,
-            }) => Condition::Both {
-                value: register.value(),
-                index: *index,
-            },
+            }) => unchanged(register, *index),
             Some(Seen {
                 register: None,
                 index,
             }) => Condition::Index(*index),
         };
         let put = Put::new(self.paths.register(id)?, to.value(), Expiry::Never).when(condition);
-        Ok(self.core.store.put(put).await?.node)
+        Ok(Part { put, delete: None })
     }
 
-    async fn settle_once(
-        &self,
-        key: &Key,
-        claim: &Claimed,
-        to: &Register,
-    ) -> Result<(Index, bool)> {
+    /// The write that ends a claim; of its end also the deletion of the job, which is for stores
+    /// with commits.
+    pub(super) fn settle_part(&self, claim: &Claimed, to: &Register) -> Result<Part> {
         let held = Register::Claimed {
             attempts: claim.attempts,
             consumer: self.tag,
             claim: claim.nonce,
         };
-        let is_end = matches!(to, Register::Done { .. });
-        let expiry = match is_end {
+        let expiry = match is_end(to) {
             true => Expiry::After(self.window(&claim.id)),
             false => Expiry::Never,
         };
-        let put = Put::new(key.clone(), to.value(), expiry).when(Condition::Both {
-            value: held.value(),
-            index: claim.index,
-        });
-        if is_end && self.core.store.about().commits {
-            let delete = Delete::new(self.paths.job(&claim.id)?);
-            let commit = Commit::new().put(put).delete(delete);
-            return Ok((self.core.store.commit(commit).await?.index, true));
+        let put = Put::new(self.paths.register(&claim.id)?, to.value(), expiry);
+        let job = is_end(to).then(|| self.paths.job(&claim.id)).transpose()?;
+        Ok(Part {
+            put: put.when(unchanged(&held, claim.index)),
+            delete: job.map(Delete::new),
+        })
+    }
+
+    async fn settle_once(&self, claim: &Claimed, to: &Register) -> Result<(Index, bool)> {
+        let Part { put, delete } = self.settle_part(claim, to)?;
+        match delete {
+            Some(delete) if self.core.store.about().commits => {
+                let commit = Commit::new().put(put).delete(delete);
+                Ok((self.core.store.commit(commit).await?.index, true))
+            }
+            _ => Ok((self.core.store.put(put).await?.index(), false)),
         }
-        Ok((self.core.store.put(put).await?.index(), false))
     }
 
     /// How long a job's end is remembered. Nobody pushes an id again that nobody has chosen, and all
@@ -299,6 +325,25 @@ impl Hand {
     async fn look(&self, id: &JobId) -> Result<Option<Node>> {
         self.core.store.node(&self.paths.register(id)?).await
     }
+}
+
+/// What became of the commit that a write is in, if it is in one.
+async fn shared(together: Option<Together>) -> Option<Result<Written>> {
+    Some(together?.written().await)
+}
+
+/// The register is as it was written at this index. The value too, for a store that is restored from
+/// a backup gives an index to another one.
+fn unchanged(register: &Register, index: Index) -> Condition {
+    Condition::Both {
+        value: register.value(),
+        index,
+    }
+}
+
+/// Whether a job with this register is to be deleted.
+fn is_end(to: &Register) -> bool {
+    matches!(to, Register::Done { .. })
 }
 
 /// What a settlement is told whose claim is over.

@@ -8,26 +8,29 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::claim::{Claimed, Hand, Taking, claim_lost, may_pass};
 use super::class::Time;
 use super::delivery::{Claim, Delivery, Ending, Order};
+use super::errand::{self, Done, Errands, Settling, What};
 use super::job::JobId;
 use super::machine::Machine;
 use super::plan::Plan;
 use super::register::Register;
 use super::registration::{Registered, Registration};
-use super::step::{Outcome, Want};
+use super::step::Outcome;
 use crate::client::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, Tag};
+use crate::key::Key;
 use crate::runtime::{Instant, Retry};
 use crate::session::Loss;
 use crate::store::{Node, Scope};
 use crate::watcher::{Follow, Watcher};
+
+/// The most that is taken in before something is done about it.
+const AT_ONCE: usize = 1_000;
 
 /// The driver's ends of a consumer's channels.
 pub(super) struct Ends {
@@ -63,6 +66,7 @@ pub(super) async fn drive(core: Arc<Core>, plan: Plan, ends: Ends) {
             (key, item) = next_item(&mut driver.watchers) => driver.followed(&key, item),
             () = clock.sleep_until(wake) => {}
         }
+        driver.catch_up(&mut orders);
     }
     driver.end().await;
     drop(ended);
@@ -82,7 +86,9 @@ struct Driver {
     /// Pauses between claims that the store does not answer.
     retry: Option<Retry>,
     live: BTreeMap<u64, Live>,
-    busy: FuturesUnordered<BoxFuture<'static, Done>>,
+    busy: Errands,
+    /// What is to be written at the end of this turn.
+    endings: Vec<Settling>,
     is_draining: bool,
     to_me: mpsc::UnboundedSender<Order>,
     out: mpsc::UnboundedSender<Result<Delivery>>,
@@ -98,24 +104,6 @@ struct Post {
 struct Live {
     claim: Arc<Claim>,
     is_settling: bool,
-}
-
-/// What has come of something that was begun under the registration of this tag.
-struct Done {
-    tag: Tag,
-    id: JobId,
-    what: What,
-}
-
-enum What {
-    Took(Taking, Register),
-    Settled {
-        claimed: Claimed,
-        to: Register,
-        outcome: Result<(crate::Index, bool)>,
-        answer: Option<oneshot::Sender<Result<bool>>>,
-    },
-    Tidied(Outcome),
 }
 
 impl Driver {
@@ -138,7 +126,8 @@ impl Driver {
             again: Retry::new(),
             retry: None,
             live: BTreeMap::new(),
-            busy: FuturesUnordered::new(),
+            busy: Errands::new(),
+            endings: Vec::new(),
             is_draining: false,
             core,
             plan,
@@ -157,8 +146,27 @@ impl Driver {
         }
     }
 
+    /// Takes in what has come meanwhile, so that what it calls for goes together.
+    fn catch_up(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
+        for _ in 0..AT_ONCE {
+            if let Ok(order) = orders.try_recv() {
+                self.obey(order);
+            } else if let Some(Some(done)) = self.busy.next().now_or_never() {
+                self.done(done);
+            } else if let Some((key, item)) = next_item(&mut self.watchers).now_or_never() {
+                self.followed(&key, item);
+            } else {
+                return;
+            }
+        }
+    }
+
     /// Does what is to be done now; when to look again.
     fn act(&mut self) -> Instant {
+        let endings = std::mem::take(&mut self.endings);
+        if let Some(post) = &self.post {
+            errand::settle(&post.hand, endings, &self.busy);
+        }
         let time = self.time();
         if self.machine.is_buried()
             && let Some(post) = &self.post
@@ -181,9 +189,7 @@ impl Driver {
                 live.claim.lose(Loss::Deleted);
             }
         }
-        for want in step.wants {
-            self.busy.push(begin(hand.clone(), want));
-        }
+        errand::begin(&hand, step.wants, &self.busy);
         for (nonce, live) in &self.live {
             if live.is_settling {
                 continue;
@@ -239,7 +245,7 @@ impl Driver {
                 let _ = answer.send(Err(claim_lost(&self.plan.paths.jobs)));
             }
         };
-        let (Some(live), Some(post)) = (self.live.get_mut(&nonce), &self.post) else {
+        let (Some(live), true) = (self.live.get_mut(&nonce), self.post.is_some()) else {
             return refuse(answer);
         };
         // An order that was given in time may come late; what is over is over.
@@ -258,20 +264,11 @@ impl Driver {
         }
         let wall = self.core.runtime.clock.wall();
         let to = self.plan.state_after(&claimed, ending, wall);
-        let hand = post.hand.clone();
-        self.busy.push(Box::pin(async move {
-            let outcome = hand.settle(&claimed, &to).await;
-            Done {
-                tag: hand.tag,
-                id: claimed.id.clone(),
-                what: What::Settled {
-                    claimed,
-                    to,
-                    outcome,
-                    answer,
-                },
-            }
-        }));
+        self.endings.push(Settling {
+            claimed,
+            to,
+            answer,
+        });
     }
 
     fn done(&mut self, done: Done) {
@@ -291,12 +288,14 @@ impl Driver {
                     self.machine.finished(&id, outcome, time);
                 }
             }
-            What::Settled {
-                claimed,
-                to,
+            What::Settled(
+                Settling {
+                    claimed,
+                    to,
+                    answer,
+                },
                 outcome,
-                answer,
-            } => {
+            ) => {
                 let live = self.live.remove(&claimed.nonce);
                 if let Some(hand) = hand {
                     self.settled(hand, &claimed, &to, &outcome);
@@ -496,20 +495,6 @@ impl Driver {
             post.registration.release().await;
         }
     }
-}
-
-fn begin(hand: Arc<Hand>, want: Want) -> BoxFuture<'static, Done> {
-    let (tag, id) = (hand.tag, want.id().clone());
-    async move {
-        let what = match want {
-            Want::Claim { id, job, from, to } => {
-                What::Took(hand.take(&id, job, from, to.clone()).await, to)
-            }
-            want => What::Tidied(hand.tidy(want).await),
-        };
-        Done { tag, id, what }
-    }
-    .boxed()
 }
 
 /// The registration that is under way; never returns if there is none.

@@ -71,6 +71,7 @@ mod class;
 mod consumer;
 mod delivery;
 mod driver;
+mod errand;
 mod job;
 mod machine;
 mod outcome;
@@ -80,6 +81,7 @@ mod push;
 mod register;
 mod registration;
 mod step;
+mod together;
 mod view;
 mod worker;
 

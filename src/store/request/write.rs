@@ -37,7 +37,8 @@ pub enum Condition {
 pub enum Expiry {
     /// Never.
     Never,
-    /// After this long, unless it is written again.
+    /// After this long, unless it is written again. One of five minutes or more can be up to a
+    /// quarter longer where that spares writes (etcd v3).
     After(Ttl),
     /// With this lease.
     With(LeaseId),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use crate::key::{Index, Position, Ttl};
 use crate::recipes::line::driver::{Listing, Pause, Seat, answer, in_flight, list};
 use crate::recipes::line::newcomers::Newcomers;
 use crate::recipes::line::rule::Shared;
-use crate::recipes::line::{Input, Joining, Lines, Role};
+use crate::recipes::line::{Input, Joining, Line, Lines, Role, Rule};
 use crate::runtime::Instant;
 use crate::session::Loss;
-use crate::store::{Get, Layout, Scope, View};
+use crate::store::{About, Get, Layout, Scope, View};
 use crate::watcher::{Follow, Watcher};
 
 /// Runs until the last handle on the line is gone, or the client was shut down.
@@ -57,6 +58,10 @@ struct Driver {
     newcomers: Newcomers,
     listing: Option<Listing>,
     following: Option<Following>,
+    /// Whether to follow costs nothing.
+    lingers: bool,
+    /// While it is followed where that is cheap.
+    kept: Option<Kept>,
     /// No read or watch is begun while it lasts: the last one failed.
     pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
@@ -70,13 +75,31 @@ struct Following {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// Keeps a line, and so its task, for as long as it is followed.
+struct Kept(Arc<Line>);
+
+impl Kept {
+    fn new(line: Arc<Line>) -> Self {
+        line.tickets.fetch_add(1, Ordering::AcqRel);
+        Self(line)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.tickets.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Driver {
     fn new(lines: Arc<Lines>, place: Shared, ttl: Ttl) -> Self {
         let recheck_every = ttl.get() / 2;
         let recheck = lines.runtime.clock.now() + recheck_every;
-        let layout = lines.store.about().layout;
+        let About { layout, ranks, .. } = lines.store.about();
         Self {
-            machine: Machine::new(layout, place.clone()),
+            machine: Machine::new(layout, place.clone(), ranks),
+            lingers: ranks,
+            kept: None,
             lines,
             place,
             layout,
@@ -127,7 +150,7 @@ impl Driver {
             }
             Input::Leaving(position) => {
                 self.tickets.remove(&position);
-                self.machine.leaving(&position);
+                self.machine.leaving(&position, self.now());
             }
             Input::Left(position, withdrawn) => {
                 self.tickets.remove(&position);
@@ -181,6 +204,9 @@ impl Driver {
         if follow == Wanted::No && self.following.take().is_some() {
             self.machine.follow(false);
         }
+        if self.following.is_none() {
+            self.kept = None;
+        }
         if let Wanted::From(_, waits) = follow {
             self.pay_for_following(waits);
         }
@@ -215,7 +241,15 @@ impl Driver {
             }
         };
         let (store, root) = (self.lines.store.clone(), self.place.root.clone());
-        let items = Watcher::after(store, root, Scope::Tree, &self.lines.runtime, known);
+        let runtime = &self.lines.runtime;
+        let items = if self.lingers {
+            let rule = Rule::Shared(self.place.clone());
+            let line = self.lines.find(&self.place.line, &rule);
+            self.kept = line.map(Kept::new);
+            Watcher::from_now(store, root, Scope::Tree, runtime, known)
+        } else {
+            Watcher::after(store, root, Scope::Tree, runtime, known)
+        };
         self.following = Some(Following { items, permit });
         self.machine.follow(true);
     }

@@ -11,9 +11,11 @@
 //! # What it costs
 //! Nothing is read for a ticket that was found to fit when it was appended and is held for a
 //! moment. For others the tree is followed, from the picture that there is, until no ticket of
-//! this process is left in line: then each change is one event, and a handoff no read at all.
+//! this process is left in line: then each change is one event, and a handoff no read at all. Where
+//! watches are cheap it is followed for a second more: who comes back meanwhile reads nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::super::machine::SHORT_HOLD;
 use super::super::rule::{Refusal, Shared};
@@ -22,10 +24,17 @@ use crate::key::{Index, Key, Position};
 use crate::runtime::Instant;
 use crate::store::{Event, Layout};
 
+/// For so long a line is followed after our last ticket, where that is cheap.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Machine {
     layout: Layout,
     place: Shared,
+    /// Whether to follow costs nothing.
+    lingers: bool,
+    /// Until when it is followed without a ticket of ours.
+    warm_until: Option<Instant>,
     picture: Option<Picture>,
     /// Everything up to here is in the last list: events of then or before are not news.
     listed: Option<Index>,
@@ -92,10 +101,12 @@ pub(super) enum Follow {
 }
 
 impl Machine {
-    pub(super) fn new(layout: Layout, place: Shared) -> Self {
+    pub(super) fn new(layout: Layout, place: Shared, lingers: bool) -> Self {
         Self {
             layout,
             place,
+            lingers,
+            warm_until: None,
             picture: None,
             listed: None,
             ours: BTreeMap::new(),
@@ -125,9 +136,12 @@ impl Machine {
     }
 
     /// Our ticket was given up; its deletion is under way.
-    pub(super) fn leaving(&mut self, ticket: &Position) {
+    pub(super) fn leaving(&mut self, ticket: &Position, now: Instant) {
         if let Some(ours) = self.ours.get_mut(ticket) {
             ours.role = Role::Leaving;
+        }
+        if self.lingers && self.followed {
+            self.warm_until = Some(now + LINGER);
         }
     }
 
@@ -256,6 +270,10 @@ impl Machine {
             newest = newest.max(Some(ours.at));
         }
         let Some(newest) = newest else {
+            if let Some(until) = self.warm_until.filter(|until| now < *until) {
+                wants.follow = Follow::Keep;
+                wants.wake = Some(until);
+            }
             return wants;
         };
         if !waits && !long {

@@ -61,7 +61,7 @@ fn delete(when: u64, key: Key) -> Event {
 }
 
 fn machine() -> Machine {
-    Machine::new(Layout::Numbered, place())
+    Machine::new(Layout::Numbered, place(), false)
 }
 
 fn admit(number: u64, limit: u32) -> Effect {
@@ -132,7 +132,7 @@ fn a_heavy_head_holds_up_light_ones_behind_it() {
     machine.changed(&delete(8, ticket(3).key));
     assert_eq!(machine.effects(), [admit(5, 3)]);
     machine.holding(&ticket(5), at(0));
-    machine.leaving(&ticket(5));
+    machine.leaving(&ticket(5), at(0));
     machine.left(&ticket(5), index(9), true);
     assert_eq!(machine.effects(), [admit(6, 3)]);
 }
@@ -143,7 +143,7 @@ fn our_own_release_counts_with_its_acknowledgement_and_older_news_does_not_undo_
     machine.join_holding(ticket(5), index(5), at(0));
     machine.listed(picture(5, 1, &[(5, 1)]));
     machine.follow(true);
-    machine.leaving(&ticket(5));
+    machine.leaving(&ticket(5), at(0));
     machine.left(&ticket(5), index(9), true);
     // The picture is still that of 5: a list of 8 would show it again.
     machine.join(ticket(7), index(7));
@@ -161,7 +161,7 @@ fn a_put_that_comes_after_its_ticket_was_given_back_does_not_bring_it_back() {
     machine.join(ticket(9), index(9));
     machine.listed(picture(4, 1, &[(3, 1)]));
     machine.follow(true);
-    machine.leaving(&ticket(9));
+    machine.leaving(&ticket(9), at(0));
     machine.left(&ticket(9), index(12), true);
     machine.join(ticket(13), index(13));
     machine.changed(&put(9, node(9, 1)));
@@ -208,10 +208,10 @@ fn growing_admits_in_order_and_shrinking_takes_nothing_away() {
     machine.changed(&put(10, limit_node(1, 10)));
     assert_eq!(machine.effects(), []);
     machine.changed(&delete(11, ticket(2).key));
-    machine.leaving(&ticket(5));
+    machine.leaving(&ticket(5), at(0));
     machine.left(&ticket(5), index(12), true);
     assert_eq!(machine.effects(), [], "6 alone is all there is room for");
-    machine.leaving(&ticket(6));
+    machine.leaving(&ticket(6), at(0));
     machine.left(&ticket(6), index(13), true);
     assert_eq!(machine.effects(), [admit(7, 1)]);
 }
@@ -275,7 +275,7 @@ fn a_ticket_that_was_gone_when_it_was_taken_back_casts_doubt_on_the_others() {
     machine.join_holding(ticket(5), index(5), at(0));
     machine.join(ticket(6), index(6));
     machine.listed(picture(7, 1, &[(5, 1), (6, 1)]));
-    machine.leaving(&ticket(5));
+    machine.leaving(&ticket(5), at(0));
     machine.left(&ticket(5), index(9), false);
     assert_eq!(machine.effects(), []);
     assert_eq!(machine.wants(at(0)).list, Some(index(9)));
@@ -336,8 +336,35 @@ fn a_short_hold_costs_nothing_and_a_long_one_is_followed() {
         (wants.follow, wants.wake),
         (Follow::From(index(5), false), None)
     );
-    machine.leaving(&ticket(5));
+    machine.leaving(&ticket(5), at(0));
     assert_eq!(machine.wants(at(251)), Wants::default());
+}
+
+#[test]
+fn where_it_is_cheap_a_line_that_was_followed_stays_so_for_a_second() {
+    let mut machine = Machine::new(Layout::Numbered, place(), true);
+    machine.join_holding(ticket(5), index(5), at(0));
+    machine.listed(picture(5, 1, &[(5, 1)]));
+    machine.leaving(&ticket(5), at(10));
+    machine.left(&ticket(5), index(6), true);
+    assert_eq!(machine.wants(at(11)), Wants::default(), "it was not");
+    machine.join(ticket(8), index(8));
+    machine.listed(picture(8, 1, &[(7, 1), (8, 1)]));
+    machine.follow(true);
+    machine.leaving(&ticket(8), at(20));
+    machine.left(&ticket(8), index(9), true);
+    let wants = machine.wants(at(1_019));
+    assert_eq!((wants.list, wants.follow), (None, Follow::Keep));
+    assert_eq!(wants.wake, Some(at(1_020)));
+    // Who comes back waits for its own event.
+    machine.changed(&delete(10, ticket(7).key));
+    machine.join(ticket(11), index(11));
+    assert_eq!(machine.wants(at(1_019)).list, None);
+    machine.changed(&put(11, node(11, 1)));
+    assert_eq!(machine.effects(), [admit(11, 1)]);
+    machine.leaving(&ticket(11), at(2_000));
+    machine.left(&ticket(11), index(12), true);
+    assert_eq!(machine.wants(at(3_000)), Wants::default());
 }
 
 #[test]
@@ -439,7 +466,7 @@ impl World {
             }
             3 | 4 => {
                 if let Some(number) = self.processes[who].holding.pop_first() {
-                    self.processes[who].machine.leaving(&ticket(number));
+                    self.processes[who].machine.leaving(&ticket(number), at(0));
                     self.remove(number);
                     let at = self.index;
                     self.processes[who].deleted.push_back((number, at));

@@ -1,0 +1,217 @@
+//! Watches over what is held and has no line's task to do so: each key by itself, once it has been
+//! held for a while.
+//!
+//! ```text
+//! held ──SHORT_HOLD──▶ watched ──deleted──▶ the term is lost
+//!   └───── released ──────┴──▶ forgotten
+//! ```
+//!
+//! One task for all lines of a client, while anything is held: a short hold costs two turns at a
+//! mutex, a long one a watch. For stores whose watches share a connection.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, abortable};
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::Notify;
+
+use super::Lines;
+use super::machine::SHORT_HOLD;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Index, Key};
+use crate::runtime::Instant;
+use crate::session::{Announcer, Loss, Term};
+use crate::store::{Get, Store, Update, Watch};
+
+/// The longest pause after a watch that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// All that is watched over for one client.
+#[derive(Default)]
+pub(super) struct Sentry {
+    roster: Mutex<Roster>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Roster {
+    charges: BTreeMap<Key, Charge>,
+    /// In the order of time; some may be gone by now.
+    newcomers: VecDeque<(Instant, Key)>,
+    /// Whether the task runs.
+    attended: bool,
+}
+
+/// A ticket that is held.
+pub(super) struct Charge {
+    /// The index of its append.
+    pub(super) at: Index,
+    pub(super) term: Arc<Term>,
+    pub(super) announcer: Announcer,
+    /// Ends its watch.
+    watch: Option<AbortHandle>,
+}
+
+impl Charge {
+    pub(super) fn new(at: Index, term: Arc<Term>, announcer: Announcer) -> Self {
+        Self {
+            at,
+            term,
+            announcer,
+            watch: None,
+        }
+    }
+}
+
+impl Sentry {
+    /// Watches over a key from now on.
+    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge) {
+        let due = lines.runtime.clock.now() + SHORT_HOLD;
+        let mut roster = self.lock();
+        if roster.newcomers.is_empty() {
+            self.news.notify_one();
+        }
+        roster.newcomers.push_back((due, key.clone()));
+        roster.charges.insert(key, charge);
+        if !std::mem::replace(&mut roster.attended, true) {
+            lines.tasks.spawn(attend(lines.clone()));
+        }
+    }
+
+    /// Stops watching over a key: it is given up, or somebody else's business.
+    pub(super) fn dismiss(&self, key: &Key) -> Option<Charge> {
+        let mut charge = self.lock().charges.remove(key)?;
+        if let Some(watch) = charge.watch.take() {
+            watch.abort();
+        }
+        Some(charge)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Roster {
+    /// Takes those that have been held for a while, and says when to come again.
+    fn settle(
+        &mut self,
+        now: Instant,
+        mut watch: impl FnMut(&Key, &mut Charge),
+    ) -> Option<Instant> {
+        while let Some((due, key)) = self.newcomers.front() {
+            match self.charges.get_mut(key) {
+                Some(_) if *due > now => return Some(*due),
+                Some(charge) => watch(key, charge),
+                None => {}
+            }
+            self.newcomers.pop_front();
+        }
+        None
+    }
+}
+
+/// Runs until nothing is held any more, or the client was shut down.
+async fn attend(lines: Arc<Lines>) {
+    let mut watches = FuturesUnordered::new();
+    loop {
+        let due = {
+            let mut roster = lines.sentry.lock();
+            let due = roster.settle(lines.runtime.clock.now(), |key, charge| {
+                charge.announcer.announce();
+                let (watch, handle) = abortable(watch_over(
+                    lines.clone(),
+                    key.clone(),
+                    charge.at,
+                    charge.term.clone(),
+                ));
+                charge.watch = Some(handle);
+                watches.push(watch);
+            });
+            if due.is_none() && watches.is_empty() {
+                roster.attended = false;
+                return;
+            }
+            due
+        };
+        let wake = async {
+            match due {
+                Some(due) => lines.runtime.clock.sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = lines.closed.cancelled() => return,
+            Some(_) = watches.next() => {}
+            () = lines.sentry.news.notified() => {}
+            () = wake => {}
+        }
+    }
+}
+
+/// Returns when the key is gone.
+async fn watch_over(lines: Arc<Lines>, key: Key, at: Index, term: Arc<Term>) {
+    let mut from = at.next();
+    let mut pause = Duration::from_millis(25);
+    loop {
+        let watch = Watch::node(key.clone()).from(from).deletes_only();
+        let Err(error) = until_deleted(&*lines.store, watch, &mut from).await else {
+            return term.lose(Loss::Deleted);
+        };
+        tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
+        // Seldom, and so not in the room that each of many takes.
+        match Box::pin(recover(&lines, &key, &error, pause)).await {
+            Some(Some(index)) => from = index.next(),
+            Some(None) => return term.lose(Loss::Deleted),
+            None => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Ends well when the deletion is told.
+fn until_deleted<'a>(
+    store: &dyn Store,
+    watch: Watch,
+    from: &'a mut Index,
+) -> impl Future<Output = Result<()>> + use<'a> {
+    let key = watch.key.clone();
+    let mut updates = store.watch(watch);
+    async move {
+        loop {
+            match updates.next().await {
+                Some(Ok(Update::Event(event))) if event.removes(&key) => return Ok(()),
+                Some(Ok(Update::Event(event))) => *from = event.index.next(),
+                Some(Ok(Update::Progress(index))) => *from = index.next(),
+                Some(Ok(Update::Open(_))) => {}
+                Some(Err(error)) => return Err(error),
+                None => {
+                    let text = "a watch ended without an error";
+                    return Err(Error::new(ErrorKind::Unavailable, text));
+                }
+            }
+        }
+    }
+}
+
+/// Pauses; where the history is lost, looks: at which index the key is there, if it is.
+async fn recover(
+    lines: &Lines,
+    key: &Key,
+    error: &Error,
+    pause: Duration,
+) -> Option<Option<Index>> {
+    let runtime = &lines.runtime;
+    runtime.clock.sleep(runtime.entropy.jitter(pause)).await;
+    if error.kind() != ErrorKind::HistoryLost {
+        return None;
+    }
+    let view = lines.store.get(Get::node(key.clone()).keys_only()).await;
+    let view = view.ok()?;
+    Some((!view.nodes.is_empty()).then_some(view.index))
+}
