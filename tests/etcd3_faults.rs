@@ -487,3 +487,15 @@ async fn a_compaction_while_all_wait_costs_one_look_and_nobody_stands_still() {
     tokio::time::timeout(soon, told).await.unwrap();
     second.resign().await.unwrap();
 }
+
+#[tokio::test]
+async fn one_who_began_a_connection_and_is_not_polled_keeps_nobody_waiting() {
+    let etcd = quiet();
+    let store = Etcd3::new(etcd.url()).unwrap();
+    let at = key("/k");
+    let mut first = Box::pin(store.node(&at));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let second = tokio::time::timeout(Duration::from_secs(1), store.node(&at));
+    assert_eq!(second.await.expect("an answer in time").unwrap(), None);
+    assert_eq!(first.await.unwrap(), None);
+}

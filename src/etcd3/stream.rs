@@ -211,6 +211,8 @@ impl Run {
             Err(trouble) => return left(trouble, endpoint),
         };
         let left = self.listen(answers, &mut asks, (endpoint, &channel)).await;
+        // Nobody polls them any more, and the next stream is asked for everything anew.
+        self.looks.clear();
         if matches!(left, Left::Trouble(_)) {
             // The connection may be dead without anybody having said so.
             wire.channels.give_up(endpoint, &channel);

@@ -3,12 +3,17 @@
 //!
 //! Here "was it sent?" is easily answered: without a connection it was not, and hyper hands back a
 //! request that it never began to write.
+//!
+//! Whoever waits for a connection can carry on the making of it, and nobody holds a lock meanwhile:
+//! one who began it and is not polled any more must not keep the others waiting.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use http::{Request, Response, Uri};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -32,6 +37,11 @@ const STRANGER: &str = "the answer is not HTTP/2: is this an etcd v3 endpoint?";
 /// The connections.
 pub(crate) struct Channels<B> {
     slots: Mutex<BTreeMap<Arc<str>, Arc<Slot<B>>>>,
+    maker: Arc<Maker>,
+}
+
+/// What it takes to make one.
+struct Maker {
     connector: Connector,
     tasks: Tasks,
     /// Whether TLS has a certificate to show.
@@ -40,8 +50,16 @@ pub(crate) struct Channels<B> {
     clock: Clock,
 }
 
-/// The connection to one endpoint; locked while it is being made.
-type Slot<B> = tokio::sync::Mutex<Option<Channel<B>>>;
+/// The connection to one endpoint.
+struct Slot<B>(Mutex<State<B>>);
+
+struct State<B> {
+    open: Option<Channel<B>>,
+    /// One that is being made, as long as somebody waits for it.
+    making: Option<WeakShared<Making<B>>>,
+}
+
+type Making<B> = BoxFuture<'static, Result<Channel<B>, Arc<Failure>>>;
 
 /// An open connection. Clones share it; with the last of them and of its streams it is closed.
 pub(crate) struct Channel<B> {
@@ -68,11 +86,13 @@ where
         let dialer = Dialer::new(dialer, thread.clone());
         Ok(Self {
             slots: Mutex::default(),
-            connector: connector(dialer, tls, Speaks::Http2)?,
-            tasks: Tasks::on(thread),
-            identity: tls.is_some_and(|it| it.identity.is_some()),
-            known: Known::default(),
-            clock: runtime.clock.clone(),
+            maker: Arc::new(Maker {
+                connector: connector(dialer, tls, Speaks::Http2)?,
+                tasks: Tasks::on(thread),
+                identity: tls.is_some_and(|it| it.identity.is_some()),
+                known: Known::default(),
+                clock: runtime.clock.clone(),
+            }),
         })
     }
 
@@ -86,31 +106,19 @@ where
         endpoint: &Endpoint,
         until: Instant,
     ) -> Result<Channel<B>, Failure> {
-        let began = self.clock.now();
-        let slot = self.slot(endpoint);
-        let opening = async {
-            let mut slot = slot.lock().await;
-            if let Some(channel) = slot.as_ref().filter(|it| !it.sender.is_closed()) {
-                return Ok(channel.clone());
-            }
-            let channel = match self.connect(endpoint).await {
-                Ok(channel) => channel,
-                Err(mut failure) => {
-                    if failure.hung_up && !self.known.has(endpoint) {
-                        let look = mistaken::look_closer(self.connector.clone(), endpoint);
-                        failure.amend(look.await);
-                    }
-                    return Err(failure);
-                }
-            };
-            *slot = Some(channel.clone());
-            Ok(channel)
+        let began = self.maker.clock.now();
+        let making = match self
+            .slot(endpoint)
+            .open_or_making(&self.maker, endpoint, until)
+        {
+            Ok(channel) => return Ok(channel),
+            Err(making) => making,
         };
         tokio::select! {
             biased;
-            channel = opening => channel,
-            () = self.clock.sleep_until(until) => {
-                let took = self.clock.now().since(began).as_millis();
+            made = making => made.map_err(|failure| failure.shared()),
+            () = self.maker.clock.sleep_until(until) => {
+                let took = self.maker.clock.now().since(began).as_millis();
                 Err(Failure::new(false, format!("no connection within {took} ms")))
             }
         }
@@ -118,17 +126,13 @@ where
 
     /// Gives up a connection: the next request gets another. What runs on this one runs on.
     pub(crate) fn give_up(&self, endpoint: &Endpoint, channel: &Channel<B>) {
-        // Somebody who holds the lock is making another one already.
-        if let Ok(mut slot) = self.slot(endpoint).try_lock()
-            && slot.as_ref().is_some_and(|it| it.is(channel))
-        {
-            *slot = None;
-        }
+        let slot = self.slot(endpoint);
+        slot.lock().open.take_if(|it| it.is(channel));
     }
 
     /// Notes that a server has answered properly.
     pub(crate) fn answered(&self, endpoint: &Endpoint) {
-        self.known.add(endpoint);
+        self.maker.known.add(endpoint);
     }
 
     /// What an error of a request or of a stream on an open connection tells. A server that has
@@ -141,22 +145,112 @@ where
         until: Instant,
     ) -> Failure {
         let never_sent = find::<SendError>(&*error).is_some_and(|it| it.never_sent);
-        let mut failure = Failure::of(error, self.broken(Moment::Connected, never_sent));
+        let mut failure = Failure::of(error, self.maker.broken(Moment::Connected, never_sent));
         if let Some(words) = channel.words.get() {
             failure.distrusts(words.clone());
-        } else if !failure.hopeless && !self.known.has(endpoint) {
-            let look = mistaken::look_closer(self.connector.clone(), endpoint);
+        } else if !failure.hopeless && !self.maker.known.has(endpoint) {
+            let look = mistaken::look_closer(self.maker.connector.clone(), endpoint);
             tokio::select! {
                 biased;
                 found = look => failure.amend(found),
-                () = self.clock.sleep_until(until) => {}
+                () = self.maker.clock.sleep_until(until) => {}
             }
         }
         failure
     }
 
+    fn slot(&self, endpoint: &Endpoint) -> Arc<Slot<B>> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(endpoint.origin.clone()).or_default().clone()
+    }
+}
+
+impl<B> Slot<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    /// The connection, or the one that is being made: begun now if there is none.
+    fn open_or_making(
+        self: &Arc<Self>,
+        maker: &Arc<Maker>,
+        endpoint: &Endpoint,
+        until: Instant,
+    ) -> Result<Channel<B>, Shared<Making<B>>> {
+        let mut state = self.lock();
+        if let Some(channel) = state.open.as_ref().filter(|it| !it.sender.is_closed()) {
+            return Ok(channel.clone());
+        }
+        let under_way = state.making.as_ref().and_then(WeakShared::upgrade);
+        // One that has failed is there until all who waited have been told.
+        if let Some(making) = under_way.filter(|it| it.peek().is_none()) {
+            return Err(making);
+        }
+        let (slot, maker, endpoint) = (self.clone(), maker.clone(), endpoint.clone());
+        let making = async move {
+            let channel = maker.make(&endpoint, until).await.map_err(Arc::new)?;
+            slot.lock().open = Some(channel.clone());
+            Ok(channel)
+        };
+        let making = making.boxed().shared();
+        state.making = making.downgrade();
+        Err(making)
+    }
+}
+
+impl<B> Slot<B> {
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> Default for Slot<B> {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            open: None,
+            making: None,
+        }))
+    }
+}
+
+impl Maker {
+    /// Makes a connection, for as long as who asked for it first would wait.
+    async fn make<B>(&self, endpoint: &Endpoint, until: Instant) -> Result<Channel<B>, Failure>
+    where
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let began = self.clock.now();
+        let connecting = async {
+            let mut failure = match self.connect(endpoint).await {
+                Ok(channel) => return Ok(channel),
+                Err(failure) => failure,
+            };
+            if failure.hung_up && !self.known.has(endpoint) {
+                let look = mistaken::look_closer(self.connector.clone(), endpoint);
+                failure.amend(look.await);
+            }
+            Err(failure)
+        };
+        tokio::select! {
+            biased;
+            made = connecting => made,
+            () = self.clock.sleep_until(until) => {
+                let took = self.clock.now().since(began).as_millis();
+                Err(Failure::new(false, format!("no connection within {took} ms")))
+            }
+        }
+    }
+
     #[allow(clippy::useless_conversion)] // without TLS the connector's error is another
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Channel<B>, Failure> {
+    async fn connect<B>(&self, endpoint: &Endpoint) -> Result<Channel<B>, Failure>
+    where
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
         let broken = self.broken(Moment::Handshake, true);
         let uri = Uri::builder()
             .scheme(endpoint.scheme.clone())
@@ -184,11 +278,6 @@ where
             never_sent,
             stranger: STRANGER,
         }
-    }
-
-    fn slot(&self, endpoint: &Endpoint) -> Arc<Slot<B>> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(endpoint.origin.clone()).or_default().clone()
     }
 }
 

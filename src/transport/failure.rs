@@ -1,7 +1,11 @@
 //! Why there is no answer, and what that tells: above all, whether the request was sent.
 
 use std::error::Error as StdError;
+#[cfg(feature = "etcd3")]
+use std::fmt;
 use std::io;
+#[cfg(feature = "etcd3")]
+use std::sync::Arc;
 
 use super::distrust::{self, Moment};
 use super::mistaken::Mistaken;
@@ -32,6 +36,28 @@ pub(super) struct Broken {
     pub(super) never_sent: bool,
     /// What is said of an answer that is not of the protocol.
     pub(super) stranger: &'static str,
+}
+
+/// The cause of a failure that several were told of.
+#[cfg(feature = "etcd3")]
+#[derive(Debug)]
+struct Told(Arc<Failure>);
+
+#[cfg(feature = "etcd3")]
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.cause {
+            Some(cause) => cause.fmt(f),
+            None => f.write_str(&self.0.reason),
+        }
+    }
+}
+
+#[cfg(feature = "etcd3")]
+impl StdError for Told {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.cause.as_ref().and_then(|cause| cause.source())
+    }
 }
 
 impl Failure {
@@ -82,6 +108,22 @@ impl Failure {
 }
 
 impl Failure {
+    /// The same, for each of several who were waiting.
+    #[cfg(feature = "etcd3")]
+    pub(super) fn shared(self: &Arc<Self>) -> Self {
+        Self {
+            maybe_sent: self.maybe_sent,
+            hopeless: self.hopeless,
+            untrusted: self.untrusted,
+            hung_up: self.hung_up,
+            reason: self.reason.clone(),
+            cause: self
+                .cause
+                .is_some()
+                .then(|| Box::new(Told(self.clone())) as _),
+        }
+    }
+
     /// TLS found no trust, so nobody has looked at the request.
     #[cfg(feature = "etcd3")]
     pub(super) fn distrusts(&mut self, words: String) {
