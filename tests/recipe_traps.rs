@@ -63,8 +63,8 @@ impl Drop for Open {
 
 #[async_trait::async_trait]
 impl Store for Rigged {
+    /// Each watch costs a connection, as on etcd v2.
     fn about(&self) -> About {
-        // Watches have their price here.
         let mut about = self.inner.about();
         about.ranks = false;
         about
