@@ -200,7 +200,7 @@ async fn rounds(store: &Etcd3, rounds: std::ops::Range<usize>, size: usize) -> I
     let mut last = Index::MIN;
     for round in rounds {
         let put = |at: usize| {
-            let value = format!("{round:width$}", width = size);
+            let value = format!("{round:size$}");
             Put::new(suite::at(&format!("k{at:03}")), value, Expiry::Never)
         };
         let commit = (0..KEYS).fold(Commit::new(), |it, at| it.put(put(at)));
