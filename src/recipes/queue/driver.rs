@@ -1,20 +1,18 @@
 //! The task of one consumer: follows the queue, registers, and does what the machine wants.
 
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::claim::{Claimed, Hand, Taking, claim_lost, may_pass};
 use super::class::Time;
 use super::delivery::{Claim, Delivery, Ending, Order};
-use super::errand::{self, Done, Errands, Settling, What};
+use super::errand::{
+    self, Done, Errands, Post, Registering, Settling, What, in_flight, lost, next_item,
+};
 use super::job::JobId;
 use super::machine::Machine;
 use super::plan::Plan;
@@ -72,8 +70,6 @@ pub(super) async fn drive(core: Arc<Core>, plan: Plan, ends: Ends) {
     drop(ended);
 }
 
-type Registering = BoxFuture<'static, Result<Registered>>;
-
 struct Driver {
     core: Arc<Core>,
     plan: Plan,
@@ -92,12 +88,6 @@ struct Driver {
     is_draining: bool,
     to_me: mpsc::UnboundedSender<Order>,
     out: mpsc::UnboundedSender<Result<Delivery>>,
-}
-
-/// A registration, and who writes under it.
-struct Post {
-    registration: Registration,
-    hand: Arc<Hand>,
 }
 
 /// A claim that a delivery stands for.
@@ -495,34 +485,4 @@ impl Driver {
             post.registration.release().await;
         }
     }
-}
-
-/// The registration that is under way; never returns if there is none.
-fn in_flight(
-    registering: &mut Option<Registering>,
-) -> impl Future<Output = Result<Registered>> + '_ {
-    poll_fn(|cx| match registering {
-        Some(registering) => Pin::new(registering).poll(cx),
-        None => Poll::Pending,
-    })
-}
-
-/// The end of the registration; never returns if there is none.
-async fn lost(post: Option<&Post>) -> Loss {
-    match post {
-        Some(post) => post.hand.term.lost().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The next item of any watcher; never returns if there is none.
-fn next_item(watchers: &mut [Watcher]) -> impl Future<Output = (Key, Option<Result<Follow>>)> + '_ {
-    poll_fn(|cx| {
-        for watcher in watchers.iter_mut() {
-            if let Poll::Ready(item) = watcher.poll_next_unpin(cx) {
-                return Poll::Ready((watcher.key().clone(), item));
-            }
-        }
-        Poll::Pending
-    })
 }

@@ -1,7 +1,11 @@
 //! What a consumer's task has begun and waits for: claims, endings, clearing away.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
@@ -9,10 +13,21 @@ use tokio::sync::oneshot;
 use super::claim::{Claimed, Hand, Taking};
 use super::job::JobId;
 use super::register::Register;
+use super::registration::{Registered, Registration};
 use super::step::{Outcome, Want};
 use super::together::{Part, Together, share};
 use crate::error::Result;
-use crate::key::{Index, Tag};
+use crate::key::{Index, Key, Tag};
+use crate::session::Loss;
+use crate::watcher::{Follow, Watcher};
+
+pub(super) type Registering = BoxFuture<'static, Result<Registered>>;
+
+/// A registration, and who writes under it.
+pub(super) struct Post {
+    pub(super) registration: Registration,
+    pub(super) hand: Arc<Hand>,
+}
 
 /// What is under way; each yields what has come of it.
 pub(super) type Errands = FuturesUnordered<BoxFuture<'static, Done>>;
@@ -82,6 +97,38 @@ pub(super) fn settle(hand: &Arc<Hand>, endings: Vec<Settling>, errands: &Errands
             Done { tag, id, what }
         }));
     }
+}
+
+/// The end of the registration that is under way; never returns if there is none.
+pub(super) fn in_flight(
+    registering: &mut Option<Registering>,
+) -> impl Future<Output = Result<Registered>> + '_ {
+    poll_fn(|cx| match registering {
+        Some(registering) => Pin::new(registering).poll(cx),
+        None => Poll::Pending,
+    })
+}
+
+/// The end of the registration; never returns if there is none.
+pub(super) async fn lost(post: Option<&Post>) -> Loss {
+    match post {
+        Some(post) => post.hand.term.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next item of any watcher; never returns if there is none.
+pub(super) fn next_item(
+    watchers: &mut [Watcher],
+) -> impl Future<Output = (Key, Option<Result<Follow>>)> + '_ {
+    poll_fn(|cx| {
+        for watcher in watchers.iter_mut() {
+            if let Poll::Ready(item) = watcher.poll_next_unpin(cx) {
+                return Poll::Ready((watcher.key().clone(), item));
+            }
+        }
+        Poll::Pending
+    })
 }
 
 /// The commit that each part is in. If one cannot be made all go by themselves, and that one fails.

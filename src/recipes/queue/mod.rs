@@ -54,6 +54,9 @@
 //! | nack, reject, drop | 1 | 1 |
 //! | a consumer's node, each TTL/3 | 1 | nothing of its own |
 //!
+//! With commits, claims that are ready at the same moment share one write, and so do acks: a consumer
+//! of 64 slots writes about once in ten jobs of no duration.
+//!
 //! Memory: about 350 bytes for each job that lies there, in each consumer. etcd v2 sends one change
 //! in each answer, to each consumer: about four a job.
 //!
