@@ -315,7 +315,12 @@ mod v3 {
         let server = Etcd::start();
         // Some seconds after its start it makes a proposal of its own: the cluster's version.
         let clock = Clock::boot();
-        while !server.http("/version").unwrap().1.contains("etcdcluster\":\"3.4") {
+        while !server
+            .http("/version")
+            .unwrap()
+            .1
+            .contains("etcdcluster\":\"3.4")
+        {
             clock.sleep(Duration::from_millis(100)).await;
         }
         let ttl = Ttl::new(Duration::from_secs(10)).unwrap();
