@@ -71,7 +71,9 @@ fn exit_codes_tell_what_happened(api: Api) {
     assert_eq!(run(&["lock", "n", "--", "no-such-command-anywhere"]), 127);
     assert_eq!(run(&["lock", "n", "--", "/etc/passwd"]), 126);
     assert_eq!(run(&["lock", "", "--", "true"]), 64);
-    assert_eq!(run(&["lock", "--raw", "no/slash", "--", "true"]), 64);
+    // On etcd v3 a Go program's own name is taken letter by letter.
+    let verbatim = if api == Api::V3 { 0 } else { 64 };
+    assert_eq!(run(&["lock", "--raw", "no/slash", "--", "true"]), verbatim);
     assert_eq!(run(&["lock", "n"]), 64);
     assert_eq!(run(&["lock", "n", "--ttl", "5", "--", "true"]), 64);
     assert_eq!(run(&["lock", "n", "--ttl", "10ms", "--", "true"]), 64);
