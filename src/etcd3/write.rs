@@ -189,7 +189,7 @@ impl Driver {
 pub(super) fn maybe(error: &Error) -> Error {
     error
         .clone()
-        .into_kind(ErrorKind::Ambiguous, "the outcome is unknown")
+        .into_kind(ErrorKind::Ambiguous, "it may have been done")
 }
 
 fn write(put: &Put, lease: Option<LeaseId>) -> Request {
