@@ -164,16 +164,30 @@ impl Driver {
             // A tag is appended once: where its node is known no other can come, and a lock that
             // is taken and given back all day leaves no marks.
             let compare = vec![created(&key, node.created)];
-            return self.take_back(compare, vec![delete(&key)], deadline).await;
+            let outcome = self.take_back(compare, vec![delete(&key)], deadline).await;
+            return match outcome {
+                Err(error) if is_full(&error) => self.delete_alone(&key, deadline).await,
+                outcome => outcome,
+            };
         }
         let outcome = self.cancel_for_good(withdraw, &key, deadline).await;
         if outcome.as_ref().is_err_and(is_full) {
             // There is no space for a mark, but deletions pass: what is in line already goes now. What
             // may still come is for the next attempt.
-            self.take_back(Vec::new(), vec![delete(&key)], deadline)
-                .await?;
+            self.delete_alone(&key, deadline).await?;
         }
         outcome
+    }
+
+    /// Out of space, etcd before 3.5.2 refuses every transaction, also one that only deletes. No
+    /// comparison is needed: nobody else's node has this tag for a name.
+    async fn delete_alone(&self, key: &Key, deadline: Instant) -> Result<Withdrawn> {
+        let request = DeleteRangeRequest {
+            key: bytes(key),
+            ..DeleteRangeRequest::default()
+        };
+        let reply = self.wire.call(&request, Ask::HARMLESS, deadline).await?;
+        Ok(Withdrawn::new(reply.index, reply.body.deleted > 0, true))
     }
 
     async fn cancel_for_good(

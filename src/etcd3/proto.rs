@@ -448,6 +448,7 @@ macro_rules! rpcs {
 rpcs! {
     "KV/Range": RangeRequest => RangeResponse,
     "KV/Txn": TxnRequest => TxnResponse,
+    "KV/DeleteRange": DeleteRangeRequest => DeleteRangeResponse,
     "Lease/LeaseGrant": LeaseGrantRequest => LeaseGrantResponse,
     "Lease/LeaseRevoke": LeaseRevokeRequest => LeaseRevokeResponse,
     "Auth/Authenticate": AuthenticateRequest => AuthenticateResponse,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::driver::{Driver, after, bytes, node, prefix, prefix_end};
+use super::error::is_full;
 use super::proto::{KeyValue, RangeRequest, Request, RequestOp, Response, Rpc, TxnRequest};
 use super::rpc::{Ask, Reply};
 use super::txn::{first, number, present};
@@ -59,8 +60,9 @@ impl Driver {
             }))],
         };
         let mut reply = match self.fresh(get.freshness, deadline, ask).await {
-            // These credentials may be good for the key and not for what is below it.
-            Err(error) if error.kind() == ErrorKind::Forbidden => {
+            // These credentials may be good for the key and not for what is below it; and out of
+            // space, etcd before 3.5.2 refuses transactions that only read.
+            Err(error) if error.kind() == ErrorKind::Forbidden || is_full(&error) => {
                 return self.alone(get, deadline).await;
             }
             reply => reply?,

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::driver::{Driver, bytes, check_root, lease_number, node, prefix, prefix_end};
+use super::error::is_full;
 use super::proto::{
     Compare, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest, Request, Response,
 };
@@ -59,9 +60,15 @@ impl Driver {
         compare.push(present(key));
         let success = vec![removal(key)];
         let failure = vec![look(key), Request::Range(any_below(key))];
-        let mut reply = self
+        let outcome = self
             .txn(compare, success, failure, Ask::ONCE, deadline)
-            .await?;
+            .await;
+        let mut reply = match outcome {
+            Err(error) if is_full(&error) && delete.when == Condition::Any => {
+                return self.delete_without_space(key, deadline).await;
+            }
+            outcome => outcome?,
+        };
         let index = reply.index;
         let mut answers = reply.take();
         match (answers.next(), answers.next()) {
@@ -82,6 +89,20 @@ impl Driver {
                 Err(error.seen_at(index))
             }
             _ => Err(maybe(&reply.broken("the answer to a deletion holds none"))),
+        }
+    }
+
+    /// Out of space, etcd before 3.5.2 refuses every transaction, also one that only deletes.
+    async fn delete_without_space(&self, key: &Key, deadline: Instant) -> Result<Deleted> {
+        let request = DeleteRangeRequest {
+            key: bytes(key),
+            prev_kv: true,
+            ..DeleteRangeRequest::default()
+        };
+        let reply = self.wire.call(&request, Ask::ONCE, deadline).await?;
+        match reply.body.deleted {
+            0 => Err(refusal(&Condition::Present, None).seen_at(reply.index)),
+            _ => Ok(Deleted::new(reply.index, previous(key, &reply.body))),
         }
     }
 
