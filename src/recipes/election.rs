@@ -138,7 +138,7 @@ impl Election {
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign). How long it takes is bounded by the store's own limit for
-    /// each request (etcd v2: 5 s).
+    /// each request (etcd's drivers: 5 s).
     ///
     /// # Cancel safety
     /// As [`campaign`](Self::campaign).

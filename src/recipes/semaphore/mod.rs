@@ -190,7 +190,7 @@ impl Semaphore {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire). How long it takes is bounded by the store's own limit for
-    /// each request (etcd v2: 5 s).
+    /// each request (etcd's drivers: 5 s).
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
