@@ -21,7 +21,7 @@
 //!   members' wall clocks stay within the configured skew. The assumption is needed because a
 //!   lease ends by a clock. And as long as nobody else deletes its ticket: by force, or, on etcd v3,
 //!   a leader that comes back from a pause longer than the TTL and ends what was renewed meanwhile
-//!   (etcd#12528). Such a loss is told as soon as a watch tells it, milliseconds later.
+//!   (etcd#12528). Such a loss is told as soon as its watch tells it.
 //!   **No assumption** is needed for the token to rise.
 //! * First come, first served, across processes; nobody is woken who is not next.
 //! * A holder that dies is followed within the TTL and 0.7 s (etcd looks for expired keys every
