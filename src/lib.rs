@@ -20,7 +20,6 @@
 //! | target | events and fields |
 //! |---|---|
 //! | `tenure::session` | `session state` (`lease`, `state`), `lost` (`key`, `loss`), `renewal failed` and `lease gone` (`lease`, `error`), `not moved yet`, `not rewritten yet` and `not announced` (`key`, `error`); `warn`: a TTL below 5 s, many keys renewed one by one, a lease left to its TTL |
-//! | `tenure::election` | `elected`, `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::lock` | `lock held` (`key`, `token`), `lock released` (`key`, `token`, `ok`) |
 //! | `tenure::election` | `elected` (`key`, `token`), `proclaimed`, `resigned` (`key`, `token`, `ok`), `campaign failed`, `leadership lost`, `not resigned` (`error`) |
 //! | `tenure::semaphore` | `permit held` (`key`, `token`, `weight`), `permit released` (`key`, `token`, `ok`); `warn`: a ticket without a weight (`ticket`) |

@@ -98,7 +98,8 @@ impl Builder {
     }
 
     /// How the tickets of lines are named: as on etcd v2 ([`Layout::Numbered`], the default), or as
-    /// on etcd v3 ([`Layout::Leased`]), so that what a service does there can be tested here.
+    /// on etcd v3 ([`Layout::Leased`]), so that what a service does there can be tested here. Nothing
+    /// else changes: the store still has directories, and no keys that break the rules.
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
         self

@@ -14,7 +14,9 @@ use super::lease::Leases;
 use super::members::Members;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
-use crate::transport::{Config, Credentials, Dial, Endpoints, Tcp, Tls, Transport};
+use crate::transport::{
+    Config, Credentials, Dial, Endpoints, Tcp, Tls, Transport, check_durations,
+};
 
 /// The options of an [`Etcd2`]: see [`Etcd2::builder`].
 #[derive(Clone)]
@@ -209,16 +211,11 @@ impl Builder {
     /// without a TLS feature, TLS options without `https`, a file of theirs that cannot be read or
     /// does not hold what it should, a timeout of zero.
     pub fn build(self) -> Result<Etcd2> {
-        for (name, duration) in [
+        check_durations(&[
             ("timeout", self.timeout),
             ("poll_period", self.poll_period),
             ("watchdog_period", self.watchdog_period),
-        ] {
-            if duration < Duration::from_millis(1) {
-                let text = format!("{name} is {duration:?}: it must be at least 1 ms");
-                return Err(Error::new(ErrorKind::InvalidOptions, text));
-            }
-        }
+        ])?;
         let (endpoints, in_url) = Endpoints::parse(&self.endpoints)?;
         let credentials = match self.user {
             Some((user, password)) => Some(Credentials { user, password }),
@@ -226,8 +223,7 @@ impl Builder {
         };
         let user = credentials.as_ref().map(|it| it.user.clone());
         let authorization = credentials.map(|it| basic(&it)).transpose()?;
-        let origins: Vec<&str> = endpoints.given().iter().map(|it| &*it.origin).collect();
-        let name = format!("etcd2 {}", origins.join(",")).into();
+        let name = endpoints.name("etcd2");
         let transport = Transport::new(Config {
             endpoints,
             dialer: self.dialer,

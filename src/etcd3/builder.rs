@@ -15,7 +15,9 @@ use super::shared::SharedLeases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Runtime;
-use crate::transport::{Channels, Credentials, Dial, Discovery, Endpoints, Latency, Tcp, Tls};
+use crate::transport::{
+    Channels, Credentials, Dial, Discovery, Endpoints, Latency, Tcp, Tls, check_durations,
+};
 
 /// The options of an [`Etcd3`]: see [`Etcd3::builder`].
 #[derive(Clone)]
@@ -67,8 +69,8 @@ impl Builder {
         self
     }
 
-    /// The id that the cluster must have. Default: that of the first answer. Another one is
-    /// [`ClusterChanged`](ErrorKind::ClusterChanged), each time.
+    /// The id that the cluster must have, as [`Etcd3::cluster_id`] tells it. Default: that of the
+    /// first answer. Another one is [`ClusterChanged`](ErrorKind::ClusterChanged), each time.
     pub fn expected_cluster_id(mut self, id: u64) -> Self {
         self.expected_cluster_id = Some(id);
         self
@@ -86,14 +88,15 @@ impl Builder {
     /// given: with the first operation, and again each minute and after a failover. Default: no, as
     /// behind a proxy or a load balancer. They come after the given ones, which stay; only those of
     /// the same scheme are taken, and `localhost` only by who was given it. They are sent the
-    /// user and the password too. Costs one operation in a minute one request more (no proposal),
-    /// and at most half a second; a list that cannot be had changes nothing.
+    /// user and the password too. Costs one request more in a minute (no proposal), for which the
+    /// operation waits half a second at most; a list that cannot be had changes nothing.
     pub fn discover_members(mut self, discover: bool) -> Self {
         self.discover_members = discover;
         self
     }
 
-    /// How long an operation may take in all. Default: 5 s. One attempt has at most a third of it.
+    /// How long an operation may take in all; at least 1 ms. Default: 5 s. One attempt has at most a
+    /// third of it.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -106,9 +109,9 @@ impl Builder {
         self
     }
 
-    /// After how long a silence the server of the open watches is asked for a sign of life; one
-    /// that gives none in the time of an attempt is left for another. Default: 3 s. Costs one
-    /// message, however many watches there are, and no proposal.
+    /// After how long a silence the server of the open watches is asked for a sign of life, at least
+    /// 1 ms; one that gives none in the time of an attempt is left for another. Default: 3 s. Costs
+    /// one message, however many watches there are, and no proposal.
     pub fn watchdog_period(mut self, period: Duration) -> Self {
         self.watchdog_period = period;
         self
@@ -133,15 +136,10 @@ impl Builder {
     /// without a TLS feature, TLS options without `https`, a file of theirs that cannot be read or
     /// does not hold what it should, a timeout of zero.
     pub fn build(self) -> Result<Etcd3> {
-        for (name, duration) in [
+        check_durations(&[
             ("timeout", self.timeout),
             ("watchdog_period", self.watchdog_period),
-        ] {
-            if duration < Duration::from_millis(1) {
-                let text = format!("{name} is {duration:?}: it must be at least 1 ms");
-                return Err(Error::new(ErrorKind::InvalidOptions, text));
-            }
-        }
+        ])?;
         let (endpoints, in_url) = Endpoints::parse(&self.endpoints)?;
         let https = endpoints.any_https();
         if self.tls.is_set() && !https {
@@ -152,8 +150,7 @@ impl Builder {
             Some((user, password)) => Some(Credentials { user, password }),
             None => in_url,
         };
-        let origins: Vec<&str> = endpoints.given().iter().map(|it| &*it.origin).collect();
-        let name = format!("etcd3 {}", origins.join(",")).into();
+        let name = endpoints.name("etcd3");
         let channels = Channels::new(self.dialer, https.then_some(&self.tls), &self.runtime)?;
         let cluster = self.expected_cluster_id;
         let marks = match self.marks {

@@ -85,11 +85,12 @@ pub struct Health {
 
 /// Facts of the cluster. None of them costs a proposal, or needs a permission.
 impl Etcd3 {
-    /// All members of the cluster. One request to one server; etcd before 3.5 answers what that
-    /// server knows, which may be old while it is cut off.
+    /// All members of the cluster. One request to one server, or to the next if it does not answer;
+    /// etcd before 3.5 answers what that server knows, which may be old while it is cut off.
     ///
     /// # Errors
-    /// Those of every read.
+    /// Those of every read: `Unreachable`, `Timeout`, `Unavailable`, `Unauthorized`, `Protocol`,
+    /// `ClusterChanged`.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -102,7 +103,8 @@ impl Etcd3 {
     }
 
     /// What every server that this client knows says of itself: one request each, all at once. One
-    /// that does not answer is reported, not an error.
+    /// that does not answer within an attempt (a third of [`timeout`](super::Builder::timeout) at
+    /// most) is reported, not an error.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -116,7 +118,8 @@ impl Etcd3 {
     }
 
     /// How every server that this client knows is: two requests each, all at once. One that does
-    /// not answer is reported, not an error.
+    /// not answer both within an attempt (a third of [`timeout`](super::Builder::timeout) at most) is
+    /// reported, not an error.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -130,7 +133,7 @@ impl Etcd3 {
     }
 
     /// The id of the cluster, once a server has answered: for
-    /// [`expected_cluster_id`](super::Builder::expected_cluster_id).
+    /// [`expected_cluster_id`](super::Builder::expected_cluster_id). Asks nobody.
     pub fn cluster_id(&self) -> Option<u64> {
         self.0.wire.cluster.get().copied()
     }

@@ -62,7 +62,7 @@
 //! | `/_locks/`, `/_elections/`, `/_semaphores/`, `/_queues/` | the recipes of these names |
 //! | `/_cancelled/` ([`Builder::marks`]) | all of them: marks that keep late requests from leaving a ticket |
 //! | `/_sessions/` | all of them: who is who |
-//! | `/_meta/` | requests to let go of a lock |
+//! | `/_meta/`, `/_meta_raw/` | requests to let go of a lock |
 //!
 //! A user is a name and a password ([`Builder::user`]), or the common name of the client certificate
 //! ([`Builder::tls`]) where etcd runs with `--client-cert-auth`. etcd's table of members and its status

@@ -18,7 +18,8 @@
 //!
 //! # What is guaranteed
 //! * At most one [`Leadership`] is [held](super::guard::Hold::is_held) at a time, under the lock's
-//!   assumptions about clocks. **No assumption** is needed for terms to rise from leader to leader.
+//!   assumptions about clocks and strangers. **No assumption** is needed for terms to rise from leader
+//!   to leader.
 //! * A leader that dies is followed within the TTL and 0.7 s, by the candidate that has waited
 //!   longest; one that resigns, within 3 round trips.
 //! * Only the leader of a term changes its proposal. Proposals of one term are seen in the order in
@@ -138,7 +139,7 @@ impl Election {
     ///
     /// # Errors
     /// As [`campaign`](Self::campaign). How long it takes is bounded by the store's own limit for
-    /// each request (etcd v2: 5 s).
+    /// each request (etcd's drivers: 5 s).
     ///
     /// # Cancel safety
     /// As [`campaign`](Self::campaign).

@@ -19,7 +19,10 @@
 //! * At most one guard is [held](super::guard::Hold::is_held) at a time, as long as this machine's clock
 //!   and the store's run at rates within half a percent of each other, and, on etcd v2, the
 //!   members' wall clocks stay within the configured skew. The assumption is needed because a
-//!   lease ends by a clock. **No assumption** is needed for the token to rise.
+//!   lease ends by a clock. And as long as nobody else deletes its ticket: by force, or, on etcd v3,
+//!   a leader that comes back from a pause longer than the TTL and ends what was renewed meanwhile
+//!   (etcd#12528). Such a loss is told as soon as its watch tells it.
+//!   **No assumption** is needed for the token to rise.
 //! * First come, first served, across processes; nobody is woken who is not next.
 //! * A holder that dies is followed within the TTL and 0.7 s (etcd looks for expired keys every
 //!   0.5 s), if the cluster has a leader all that time.
@@ -148,7 +151,7 @@ impl Lock {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire). How long it takes is bounded by the store's own limit for
-    /// each request (etcd v2: 5 s).
+    /// each request (etcd's drivers: 5 s).
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).

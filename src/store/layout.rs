@@ -2,8 +2,8 @@
 //!
 //! | layout | key of a ticket | value | sequence |
 //! |---|---|---|---|
-//! | [`Numbered`](Layout::Numbered): embedded, etcd v2 | `dir/<20 digits>` | the tag, then a space and the body if there is one | the 20 digits |
-//! | [`Leased`](Layout::Leased): etcd v3 | `dir/<lease>-<nonce>`, both hexadecimal and without leading zeros: the tag | the body alone | the index of its creation |
+//! | [`Numbered`](Layout::Numbered): etcd v2, embedded | `dir/<20 digits>` | the tag, then a space and the body if there is one | the 20 digits |
+//! | [`Leased`](Layout::Leased): etcd v3, embedded [on demand](crate::embedded::Builder::layout) | `dir/<lease>-<nonce>`, both hexadecimal and without leading zeros: the tag | the body alone | the index of its creation |
 //!
 //! `Numbered` is python-etcd's line: order by the name, never by an index, because python's
 //! renewal is a plain `set` that makes the created index new. Other numbers are strangers: a server

@@ -152,9 +152,10 @@ pub struct About {
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
     pub cancels: bool,
-    /// Whether an append of a ticket tells who is before it, [`Appended::before`], and watches are
-    /// cheap and share a connection. Then a line is followed as a whole; otherwise each ticket
-    /// follows the one before it.
+    /// Whether an append of a ticket tells who is before it, [`Appended::before`] (`None` only in a
+    /// line too long to tell), and watches are cheap: they share a connection, and one that begins
+    /// now is told of each change at once. Then a short line is followed as a whole, and a handoff
+    /// costs no read; otherwise each waiting ticket follows the one before it.
     pub ranks: bool,
     /// Whether a key is either a file or a directory. Where it is not so, every key is independent
     /// of those above and below it: nothing is `NotAFile` or `NotADirectory` to a write, a tree is
@@ -165,7 +166,8 @@ pub struct About {
     /// Whether keys may be any text: no `/` in front, one behind, empty segments, `..`. Other
     /// programs have lines under such keys, and a recipe that is told to join one hands the store
     /// keys that are not [plain](crate::Key::is_plain). They are to be taken letter by letter; what
-    /// is read or watched under a plain key shows none of them.
+    /// is read or watched under a plain key shows none of them. Where it is not so, such a recipe
+    /// fails with `InvalidKey`, and the store never sees such a key.
     pub verbatim: bool,
 }
 

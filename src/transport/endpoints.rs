@@ -100,8 +100,10 @@ impl Endpoints {
         self.lock().list.len()
     }
 
-    pub(crate) fn given(&self) -> &[Arc<Endpoint>] {
-        &self.given
+    /// What errors and traces call a driver of these: `etcd3 http://h1:2379,…`.
+    pub(crate) fn name(&self, driver: &str) -> Arc<str> {
+        let origins: Vec<&str> = self.given.iter().map(|it| &*it.origin).collect();
+        format!("{driver} {}", origins.join(",")).into()
     }
 
     pub(crate) fn any_https(&self) -> bool {

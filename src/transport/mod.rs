@@ -71,7 +71,7 @@ pub(crate) use skew::Spread;
 pub use srv::{Service, Srv};
 pub use tls::Tls;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Entropy;
 
 /// Whether a request may be sent again after it may have been sent.
@@ -94,6 +94,17 @@ pub(crate) fn pauses(entropy: &Entropy) -> impl Iterator<Item = Duration> + Send
         .without_max_times()
         .build()
         .map(move |delay| entropy.jitter(delay))
+}
+
+/// Refuses options of a driver by which nothing could ever be done in time.
+pub(crate) fn check_durations(options: &[(&str, Duration)]) -> Result<()> {
+    for (name, duration) in options {
+        if *duration < Duration::from_millis(1) {
+            let text = format!("{name} is {duration:?}: it must be at least 1 ms");
+            return Err(Error::new(ErrorKind::InvalidOptions, text));
+        }
+    }
+    Ok(())
 }
 
 /// The error for a request that may have been sent.

@@ -101,8 +101,7 @@ pub struct Watcher {
 impl Watcher {
     /// Follows `key`, alone or with all below it, in this store.
     pub fn new(store: Arc<dyn Store>, key: Key, scope: Scope, runtime: &Runtime) -> Self {
-        let items = driver::items(store, key.clone(), scope, runtime.clone(), Machine::new());
-        Self { key, items }
+        Self::from_here(store, key, scope, runtime, Machine::new())
     }
 
     /// Goes on from a read at `index` that the caller has made: the first item is what changed
@@ -114,9 +113,7 @@ impl Watcher {
         runtime: &Runtime,
         index: Index,
     ) -> Self {
-        let machine = Machine::after(index);
-        let items = driver::items(store, key.clone(), scope, runtime.clone(), machine);
-        Self { key, items }
+        Self::from_here(store, key, scope, runtime, Machine::after(index))
     }
 
     /// Goes on from a read at `index` that the caller has made, by a watch that begins now, and not
@@ -129,7 +126,16 @@ impl Watcher {
         runtime: &Runtime,
         index: Index,
     ) -> Self {
-        let machine = Machine::from_now(index);
+        Self::from_here(store, key, scope, runtime, Machine::from_now(index))
+    }
+
+    fn from_here(
+        store: Arc<dyn Store>,
+        key: Key,
+        scope: Scope,
+        runtime: &Runtime,
+        machine: Machine,
+    ) -> Self {
         let items = driver::items(store, key.clone(), scope, runtime.clone(), machine);
         Self { key, items }
     }

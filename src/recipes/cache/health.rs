@@ -11,8 +11,8 @@ use crate::runtime::{Clock, Instant};
 pub enum CacheState {
     /// Nothing is known yet.
     Loading,
-    /// It follows the store, as far as its watch can tell: etcd v2's driver reports servers that
-    /// have fallen silent after its `watch_patience`, 10 s by default.
+    /// It follows the store, as far as its watch can tell: etcd's drivers report servers that
+    /// have fallen silent after their `watch_patience`, 10 s by default.
     Live,
     /// It has the last values that are known, and the store cannot be followed at the moment.
     Stale,

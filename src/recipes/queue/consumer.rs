@@ -156,7 +156,8 @@ impl Consumer {
     }
 
     /// For how long it is remembered that a job is done, so that pushing one with the same id does
-    /// nothing; 10 min (default) to 24 h. Takes effect before the first poll.
+    /// nothing; 10 min (default) to 24 h, on etcd v3 up to a quarter longer. Takes effect before the
+    /// first poll.
     ///
     /// Of jobs without an id of their own it is 10 min. What is remembered lies in the queue, and is
     /// in every list that a consumer reads: about 200 bytes for each job of the window on etcd v2,

@@ -26,7 +26,7 @@
 //! # What is guaranteed
 //! * A job that was appended is delivered until it is acked, given up or purged.
 //! * One that was acked is not delivered again (see below for the one exception).
-//! * A job is held by at most one delivery at a time, under the same assumption about clocks as a
+//! * A job is held by at most one delivery at a time, under the same assumptions as a
 //!   [lock](super::lock). **No assumption** is needed for its tokens to rise, nor for this: an ack
 //!   that comes after another consumer has claimed the job is [`ClaimLost`] and changes nothing.
 //! * One consumer with one slot sees exactly the order of the appends (of each lane). Of several, a

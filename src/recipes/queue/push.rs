@@ -60,8 +60,9 @@ pub struct Pushed {
 impl Queue {
     /// Adds a job: `queue.push("payload").await`. See [`Push`] for what can be said about it.
     ///
-    /// The payload is kept as it is, up to what the store takes: etcd v2 wants UTF-8, and up to
-    /// 10 MiB once it is escaped.
+    /// The payload is kept as it is, up to what the store takes: etcd v3 any bytes, in requests of up
+    /// to 1.5 MiB unless its `--max-request-bytes` says otherwise; etcd v2 UTF-8, up to 10 MiB once it
+    /// is escaped.
     ///
     /// # Errors
     /// * [`InvalidName`](ErrorKind::InvalidName), [`InvalidValue`](ErrorKind::InvalidValue),

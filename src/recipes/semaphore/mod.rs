@@ -21,8 +21,8 @@
 //! * The weights of the permits that are [held](super::guard::Hold::is_held) at a time never exceed
 //!   the limit that the latest of them was [admitted under](Permit::limit); and that limit was in
 //!   force at some moment between its acquire and its admission. Assumed is what the lock assumes:
-//!   clocks that run within half a percent of each other, and on etcd v2 members' wall clocks within
-//!   the configured skew. **No assumption** is needed for the tokens to rise.
+//!   clocks that run within half a percent of each other, on etcd v2 members' wall clocks within the
+//!   configured skew, and that nobody else deletes tickets. **No assumption** is needed for the tokens to rise.
 //! * First come, first served, across processes and weights: a heavy one at the head is not
 //!   overtaken by lighter ones, so nobody starves. The price is that permits stay free meanwhile.
 //! * What a holder that dies held is free again within the TTL and 0.7 s, if the cluster has a leader
@@ -190,7 +190,7 @@ impl Semaphore {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire). How long it takes is bounded by the store's own limit for
-    /// each request (etcd v2: 5 s).
+    /// each request (etcd's drivers: 5 s).
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
