@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
 use common::words::{key, secs, value, write};
+use futures_util::FutureExt;
 use gate::{Gate, Pass};
 use tenure::etcd3::Etcd3;
 use tenure::runtime::Clock;
@@ -255,6 +256,20 @@ async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
         .collect();
     assert_eq!(names, [tag(2).to_string()]);
     assert!(marks[0].lease.is_some());
+}
+
+#[tokio::test]
+async fn a_write_that_is_begun_and_left_does_not_keep_others_from_their_leases() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    let put = |text: &str| store.put(Put::new(key(text), "v", Expiry::After(secs(600))));
+    // Somebody's branch of a `select!`, say, that is not polled again for a long time.
+    let mut left = put("/left");
+    assert!((&mut left).now_or_never().is_none());
+    let other = tokio::time::timeout(Duration::from_secs(10), put("/other"));
+    let other = other.await.expect("in time").unwrap();
+    let left = left.await.unwrap();
+    assert_eq!(left.node.lease, other.node.lease, "one grant for both");
 }
 
 #[tokio::test]
