@@ -378,6 +378,21 @@ async fn raw_appends_rise_whoever_makes_them() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_number_comes_after_does_not_end_raw_appends() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    for last in [u64::MAX.to_string(), "9".repeat(20)] {
+        let dir = key(&format!("/nodes/{last}"));
+        write(&store, &format!("{dir}/{last}"), "x").await;
+        for _ in 0..3 {
+            let append = Append::raw(dir.clone(), "beside", Expiry::Never);
+            let node = store.append(append).await.unwrap().node;
+            assert_eq!(node.key.name().len(), 20);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_large_tree_is_read_at_one_index_and_jumps_over_what_is_not_shown() {
     let number = match std::env::var("TENURE_LARGE_TREE") {
         Ok(number) => number.parse().unwrap(),
