@@ -26,7 +26,11 @@ impl Driver {
 
     /// The same, not for longer than until `deadline`.
     pub(super) async fn grant_by(&self, grant: &Grant, deadline: Instant) -> Result<Granted> {
-        self.keeper.grant(&self.wire, grant, deadline).await
+        let Grant { lease, ttl } = *grant;
+        let grant = self
+            .keeper
+            .grant(&self.wire, lease, ttl.whole_secs(), deadline);
+        grant.await
     }
 
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
@@ -48,16 +52,17 @@ impl Driver {
 }
 
 impl Keeper {
-    /// A lease, granted or renewed by `deadline`.
+    /// A lease of so many seconds, granted or renewed by `deadline`.
     pub(super) async fn grant(
         &self,
         wire: &Arc<Wire>,
-        grant: &Grant,
+        lease: LeaseId,
+        seconds: u64,
         deadline: Instant,
     ) -> Result<Granted> {
         let request = LeaseGrantRequest {
-            ttl: i64::try_from(grant.ttl.whole_secs()).unwrap_or(i64::MAX),
-            id: lease_number(grant.lease),
+            ttl: i64::try_from(seconds).unwrap_or(i64::MAX),
+            id: lease_number(lease),
         };
         for _ in 0..TRIES {
             match wire.call(&request, Ask::HARMLESS, deadline).await {
@@ -67,7 +72,7 @@ impl Keeper {
                 }
                 Ok(reply) => return Ok(Granted::new(ttl(reply.body.ttl)?)),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    match self.keep_alive(wire, grant.lease, deadline).await {
+                    match self.keep_alive(wire, lease, deadline).await {
                         Ok(ttl) => return Ok(Granted::new(ttl)),
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
                         Err(error) => return Err(error),
