@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
 use common::words::{key, value, write};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tenure::etcd3::Etcd3;
-use tenure::store::{Expiry, Get, Update, Updates, Watch};
+use tenure::store::{Expiry, Get, Put, Update, Updates, Watch};
 use tenure::transport::Tls;
 use tenure::{Client, ErrorKind, Store, StoreExt, StoreUrl};
 use tls::{Authority, Directory};
@@ -95,6 +95,19 @@ async fn a_user_is_asked_for_known_and_kept_in_bounds() {
     let mut updates = stranger.watch(Watch::node(key("/team/k")));
     let error = next(&mut updates).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_begun_and_left_does_not_keep_others_from_their_token() {
+    let etcd = guarded();
+    let builder = Etcd3::builder(etcd.url()).user("root", "secret");
+    let store = builder.build().unwrap();
+    let put = |text: &str| store.put(Put::new(key(text), "v", Expiry::Never));
+    // Somebody's branch of a `select!`, say, that is not polled again for a long time.
+    let mut left = put("/left");
+    assert!((&mut left).now_or_never().is_none());
+    put("/other").await.unwrap();
+    left.await.unwrap();
 }
 
 #[tokio::test]

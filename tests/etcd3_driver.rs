@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
 use common::words::{key, secs, value, write};
+use futures_util::FutureExt;
 use gate::{Gate, Pass};
 use tenure::etcd3::Etcd3;
 use tenure::runtime::Clock;
@@ -258,6 +259,20 @@ async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
 }
 
 #[tokio::test]
+async fn a_write_that_is_begun_and_left_does_not_keep_others_from_their_leases() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    let put = |text: &str| store.put(Put::new(key(text), "v", Expiry::After(secs(600))));
+    // Somebody's branch of a `select!`, say, that is not polled again for a long time.
+    let mut left = put("/left");
+    assert!((&mut left).now_or_never().is_none());
+    let other = tokio::time::timeout(Duration::from_secs(10), put("/other"));
+    let other = other.await.expect("in time").unwrap();
+    let left = left.await.unwrap();
+    assert_eq!(left.node.lease, other.node.lease, "one grant for both");
+}
+
+#[tokio::test]
 async fn a_write_whose_answer_is_lost_is_ambiguous_and_was_done_once() {
     let etcd = quiet();
     let gate = Gate::start(etcd.client_port()).await;
@@ -360,6 +375,21 @@ async fn raw_appends_rise_whoever_makes_them() {
     write(&stores[0], "/nodes/queue/7", "x").await;
     let after = append(&stores[0], "after".into()).await;
     assert!(after.key > nodes[59].key);
+}
+
+#[tokio::test]
+async fn a_name_that_no_number_comes_after_does_not_end_raw_appends() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    for last in [u64::MAX.to_string(), "9".repeat(20)] {
+        let dir = key(&format!("/nodes/{last}"));
+        write(&store, &format!("{dir}/{last}"), "x").await;
+        for _ in 0..3 {
+            let append = Append::raw(dir.clone(), "beside", Expiry::Never);
+            let node = store.append(append).await.unwrap().node;
+            assert_eq!(node.key.name().len(), 20);
+        }
+    }
 }
 
 #[tokio::test]

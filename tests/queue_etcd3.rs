@@ -135,6 +135,28 @@ mod costs {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn jobs_that_are_remembered_for_a_day_share_a_lease_too() {
+        let server = quiet();
+        let store = open(&server);
+        let client = Client::new(store.clone());
+        let queue = client.queue("q");
+        let day = Duration::from_secs(24 * 60 * 60);
+        let mut consumer = queue.consumer(1).dedupe(day);
+        let mut leases = std::collections::BTreeSet::new();
+        for number in 0..5 {
+            let id = queue.push("x").id(number.to_string()).await.unwrap().id;
+            let delivery = futures_util::StreamExt::next(&mut consumer).await;
+            delivery.unwrap().unwrap().ack().await.unwrap();
+            let register = Key::new(format!("/_queues/q/state/{id}")).unwrap();
+            leases.insert(store.node(&register).await.unwrap().unwrap().lease.unwrap());
+        }
+        let lease = leases.pop_first().unwrap();
+        assert!(leases.is_empty(), "{} more leases", leases.len());
+        let left = server.lease_clock().left(lease.get()).unwrap();
+        assert!(left >= day && left <= day + day / 4, "{left:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_ack_does_without_a_shared_lease_that_somebody_has_revoked() {
         let server = quiet();
         let store = open(&server);

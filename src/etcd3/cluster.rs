@@ -149,13 +149,13 @@ impl Etcd3 {
 }
 
 impl Wire {
-    async fn status(&self, endpoint: &Arc<Endpoint>, until: Instant) -> Result<Status> {
+    async fn status(self: &Arc<Self>, endpoint: &Arc<Endpoint>, until: Instant) -> Result<Status> {
         let answer = self.once(&StatusRequest {}, endpoint, false, until).await;
         let answer = answer.map_err(|trouble| trouble.into_error(&endpoint.origin));
         answer.map(Status::of).map_err(|it| it.during("status"))
     }
 
-    async fn health(&self, endpoint: &Arc<Endpoint>, until: Instant) -> Result<()> {
+    async fn health(self: &Arc<Self>, endpoint: &Arc<Endpoint>, until: Instant) -> Result<()> {
         let request = RangeRequest {
             key: bytes(&Key::new("/_tenure/probe")?),
             ..RangeRequest::default()

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 use crate::error::{Error, ErrorKind};
 
 /// What a refusal means for the request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Judged {
     pub(super) error: Error,
     pub(super) next: Next,

@@ -144,6 +144,8 @@ impl Driver {
                 }
                 Some(Response::Range(range)) => {
                     let last = first(range).and_then(|kv| digits(&append.dir, &kv));
+                    // Nothing is larger than the largest.
+                    let last = last.filter(|last| *last < u64::MAX);
                     alone &= last.is_some();
                     let behind = last.unwrap_or(0).saturating_sub(nanos(clock.wall()));
                     // Larger than what others have on the way by now, whom that throws back.
@@ -215,7 +217,7 @@ impl Driver {
             match self.cancel(withdraw.tag, key, lease, deadline).await {
                 // Somebody has revoked it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    self.forget_shared(lease).await;
+                    self.forget_shared(lease);
                 }
                 outcome => return outcome,
             }

@@ -16,7 +16,7 @@ impl Wire {
     ///
     /// # Cancel safety
     /// Dropping the future leaves the list as it is, for the next five seconds.
-    pub(super) async fn refresh_members(&self, deadline: Instant) {
+    pub(super) async fn refresh_members(self: &Arc<Self>, deadline: Instant) {
         let Some(discovery) = &self.discovery else {
             return;
         };
@@ -47,7 +47,11 @@ impl Wire {
     ///
     /// # Errors
     /// As of every read; what the last one that answered refuses it with.
-    pub(super) async fn ask_any<Q: Rpc>(&self, request: &Q, deadline: Instant) -> Result<Q::Reply> {
+    pub(super) async fn ask_any<Q: Rpc>(
+        self: &Arc<Self>,
+        request: &Q,
+        deadline: Instant,
+    ) -> Result<Q::Reply> {
         let clock = &self.runtime.clock;
         let began = clock.now();
         let mut log = Attempts::default();
@@ -72,7 +76,7 @@ impl Wire {
 
     /// Asks one server, and once more if it only wants a new token.
     pub(super) async fn once<Q: Rpc>(
-        &self,
+        self: &Arc<Self>,
         request: &Q,
         endpoint: &Arc<Endpoint>,
         led: bool,

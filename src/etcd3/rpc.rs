@@ -150,7 +150,7 @@ impl Wire {
     /// and none has. `Timeout`, `Protocol`: a harmless request that nobody answered (properly). What
     /// a server refuses it with.
     pub(super) async fn call<Q: Rpc>(
-        &self,
+        self: &Arc<Self>,
         request: &Q,
         ask: Ask,
         deadline: Instant,
@@ -254,7 +254,7 @@ impl Wire {
 
     /// Sends a request to one endpoint, once, with a token if the server wants one.
     pub(super) async fn attempt<Q: Rpc>(
-        &self,
+        self: &Arc<Self>,
         request: &Q,
         endpoint: &Arc<Endpoint>,
         led: bool,
@@ -315,7 +315,7 @@ impl Wire {
     /// Opens a stream to one endpoint: what is in `requests` goes there, what is returned comes
     /// from there.
     pub(super) async fn stream<Q, R>(
-        &self,
+        self: &Arc<Self>,
         path: &'static str,
         requests: impl Stream<Item = Q> + Send + 'static,
         endpoint: &Arc<Endpoint>,

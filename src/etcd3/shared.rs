@@ -15,11 +15,17 @@
 //! shared lease lives for its time-to-live at least, counted from when its write was sent and half
 //! a step longer, and at most a quarter longer. At most 1,000 nodes hang on one, so that their end
 //! is no event that stops the server.
+//!
+//! One grant, however many ask at once, and whoever waits for it can carry it on: one who began it
+//! and is not polled any more must not keep the others waiting.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::driver::Driver;
 use super::lease::new_lease;
@@ -33,12 +39,20 @@ const SHARED_FROM: Duration = Duration::from_secs(5 * 60);
 /// The most nodes on one lease.
 const USES: u32 = 1_000;
 
-/// The leases in use, each by the term it was granted for.
-#[derive(Debug, Default)]
-pub(super) struct SharedLeases(Mutex<BTreeMap<Ttl, Shared>>);
+/// The leases in use, each by the seconds that it was granted for.
+#[derive(Clone, Default)]
+pub(super) struct SharedLeases(Arc<Mutex<Terms>>);
 
-#[derive(Debug)]
-struct Shared {
+#[derive(Default)]
+struct Terms {
+    leases: BTreeMap<u64, Lease>,
+    /// Those that are being granted, for as long as somebody waits for them.
+    granting: BTreeMap<u64, WeakShared<Granting>>,
+}
+
+type Granting = BoxFuture<'static, Result<()>>;
+
+struct Lease {
     lease: LeaseId,
     until: Instant,
     uses: u32,
@@ -86,25 +100,51 @@ impl Driver {
         let Some((term, use_for)) = term(ttl) else {
             return Ok(None);
         };
-        // Held over the grant: those who come meanwhile take the same lease.
-        let mut leases = self.shared.0.lock().await;
-        let now = self.wire.runtime.clock.now();
-        leases.retain(|_, it| now < it.until && it.uses < USES);
-        if let Some(shared) = leases.get_mut(&term) {
-            shared.uses += 1;
-            return Ok(Some(shared.lease));
+        let clock = &self.wire.runtime.clock;
+        loop {
+            let (granting, mine) = {
+                let mut terms = self.shared.lock();
+                if let Some(lease) = terms.take(term, clock.now()) {
+                    return Ok(Some(lease));
+                }
+                let under_way = terms.granting.get(&term).and_then(WeakShared::upgrade);
+                // One that has failed is there until all who waited have been told.
+                match under_way.filter(|it| it.peek().is_none()) {
+                    Some(granting) => (granting, false),
+                    None => {
+                        let granting = self.granting(term, use_for, by);
+                        if let Some(weak) = granting.downgrade() {
+                            terms.granting.insert(term, weak);
+                        }
+                        (granting, true)
+                    }
+                }
+            };
+            // It ends in its time. What fails another, whose time is less, does not fail this one.
+            if let (Err(error), true) = (granting.await, mine) {
+                return Err(error);
+            }
         }
-        let lease = new_lease(&self.wire.runtime.entropy);
-        self.grant_by(&Grant::new(lease, term), by).await?;
-        let (until, uses) = (now + use_for, 1);
-        leases.insert(term, Shared { lease, until, uses });
-        Ok(Some(lease))
+    }
+
+    /// A lease that others can use once it is there.
+    fn granting(&self, term: u64, use_for: Duration, by: Instant) -> Shared<Granting> {
+        let (wire, keeper, shared) = (self.wire.clone(), self.keeper.clone(), self.shared.clone());
+        let granting = async move {
+            let lease = new_lease(&wire.runtime.entropy);
+            let until = wire.runtime.clock.now() + use_for;
+            keeper.grant(&wire, lease, term, by).await?;
+            let (leases, uses) = (&mut shared.lock().leases, 0);
+            leases.insert(term, Lease { lease, until, uses });
+            Ok(())
+        };
+        granting.boxed().shared()
     }
 
     /// Takes a shared lease out of use, because somebody has revoked it.
-    pub(super) async fn forget_shared(&self, gone: LeaseId) {
-        let mut leases = self.shared.0.lock().await;
-        leases.retain(|_, it| it.lease != gone);
+    pub(super) fn forget_shared(&self, gone: LeaseId) {
+        let mut terms = self.shared.lock();
+        terms.leases.retain(|_, it| it.lease != gone);
     }
 
     /// Of a write that certainly has not happened, revokes what was granted for it alone.
@@ -121,11 +161,35 @@ impl Driver {
             return outcome;
         }
         for lease in prepared.shared {
-            self.forget_shared(lease).await;
+            self.forget_shared(lease);
         }
         // The caller named no lease, so that cannot be the answer.
         let text = "somebody has revoked the lease of this time-to-live: try again";
         outcome.map_err(|error| error.into_kind(ErrorKind::Unavailable, text))
+    }
+}
+
+impl SharedLeases {
+    fn lock(&self) -> MutexGuard<'_, Terms> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Terms {
+    /// The lease of this term, for one use more.
+    fn take(&mut self, term: u64, now: Instant) -> Option<LeaseId> {
+        self.leases.retain(|_, it| now < it.until && it.uses < USES);
+        let shared = self.leases.get_mut(&term)?;
+        shared.uses += 1;
+        Some(shared.lease)
+    }
+}
+
+impl fmt::Debug for SharedLeases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedLeases")
+            .field("terms", &self.lock().leases.len())
+            .finish()
     }
 }
 
@@ -134,16 +198,16 @@ fn is_lease_gone(error: &Error) -> bool {
     error.kind() == ErrorKind::NotFound && error.index().is_none()
 }
 
-/// For how long the shared lease of a time-to-live is granted, and how long it is used.
-fn term(ttl: Ttl) -> Option<(Ttl, Duration)> {
+/// For how many seconds the shared lease of a time-to-live is granted, and how long it is used. It
+/// can be longer than any [`Ttl`].
+fn term(ttl: Ttl) -> Option<(u64, Duration)> {
     if ttl.get() < SHARED_FROM {
         return None;
     }
     let seconds = ttl.whole_secs();
     let step = 1 << (seconds / 8).ilog2();
-    let term = Duration::from_secs(seconds.next_multiple_of(step) + step);
     let half = Duration::from_millis(step * 500);
-    Some((Ttl::new(term).ok()?, half))
+    Some((seconds.next_multiple_of(step) + step, half))
 }
 
 #[cfg(test)]
@@ -153,11 +217,14 @@ mod tests {
     #[test]
     fn a_shared_lease_lasts_long_enough_for_its_last_use_and_at_most_a_quarter_longer() {
         let mut terms = std::collections::BTreeSet::new();
-        for seconds in 300..70_000 {
+        for seconds in 300..=Ttl::MAX.whole_secs() {
             let ttl = Ttl::new(Duration::from_secs(seconds)).unwrap();
             let (term, used) = term(ttl).unwrap();
-            assert!(term.get() >= ttl.get() + used * 2, "{seconds}");
-            assert!(term.get() <= ttl.get() + ttl.get() / 4, "{seconds}");
+            assert!(
+                Duration::from_secs(term) >= ttl.get() + used * 2,
+                "{seconds}"
+            );
+            assert!(term <= seconds + seconds / 4, "{seconds}");
             assert!(used >= Duration::from_secs(1), "{seconds}");
             terms.insert(term);
         }
@@ -165,10 +232,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_or_would_be_too_long_has_its_own() {
+    fn what_is_short_has_its_own() {
         let ttl = |seconds| Ttl::new(Duration::from_secs(seconds)).unwrap();
         assert_eq!(term(ttl(299)), None);
         assert!(term(ttl(300)).is_some());
-        assert_eq!(term(Ttl::MAX), None);
     }
 }

@@ -110,7 +110,7 @@ impl Failure {
 impl Failure {
     /// The same, for each of several who were waiting.
     #[cfg(feature = "etcd3")]
-    pub(super) fn shared(self: &Arc<Self>) -> Self {
+    pub(crate) fn shared(self: &Arc<Self>) -> Self {
         Self {
             maybe_sent: self.maybe_sent,
             hopeless: self.hopeless,
