@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
 use common::words::{key, secs, value, write};
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use gate::{Gate, Pass};
 use tenure::etcd3::Etcd3;
 use tenure::runtime::Clock;
@@ -208,6 +210,40 @@ async fn a_write_that_is_refused_leaves_no_lease() {
 }
 
 /// Appends are held back on their way until they were withdrawn.
+#[tokio::test]
+async fn a_write_that_is_not_polled_any_more_keeps_nobody_from_the_lease_they_share() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    let put = |name: &str| {
+        let hour = Expiry::After(secs(3600));
+        store.put(Put::new(key("/long").join(name).unwrap(), "", hour))
+    };
+    let mut first = put("first");
+    // As beside a `select!` whose other branch takes long: it has asked for the lease.
+    assert!((&mut first).now_or_never().is_none());
+    let others = async {
+        let outcomes = join_all(["a", "b", "c"].map(put)).await;
+        let nodes = outcomes.into_iter().map(|it| it.unwrap().node);
+        nodes.map(|it| it.lease.unwrap()).collect::<Vec<_>>()
+    };
+    let others = tokio::time::timeout(Duration::from_secs(4), others).await;
+    let leases = others.expect("they wait for the one that is not polled");
+    let theirs = first.await.unwrap().node.lease.unwrap();
+    assert_eq!(leases, [theirs; 3]);
+
+    // Nor does one that is dropped meanwhile.
+    let day = |name: &str| {
+        let day = Expiry::After(secs(86_400));
+        store.put(Put::new(key("/long").join(name).unwrap(), "", day))
+    };
+    let mut dropped = day("d");
+    assert!((&mut dropped).now_or_never().is_none());
+    let mut waiting = day("e");
+    assert!((&mut waiting).now_or_never().is_none());
+    drop(dropped);
+    assert!(waiting.await.is_ok());
+}
+
 #[tokio::test]
 async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
     let etcd = quiet();

@@ -9,7 +9,6 @@ use super::Etcd3;
 use super::auth::Auth;
 use super::driver::Driver;
 use super::hub::Hub;
-use super::keep::Keeper;
 use super::rpc::Wire;
 use super::shared::SharedLeases;
 use crate::error::{Error, ErrorKind, Result};
@@ -173,7 +172,7 @@ impl Builder {
                 discovery: self.discover_members.then(Discovery::default),
             }),
             name,
-            keeper: Keeper::default(),
+            keeper: Arc::default(),
             watches: Hub::new(self.watch_patience, self.watchdog_period),
             marks,
             shared: SharedLeases::default(),

@@ -19,7 +19,7 @@ use crate::store::Node;
 pub(super) struct Driver {
     pub(super) wire: Arc<Wire>,
     pub(super) name: Arc<str>,
-    pub(super) keeper: Keeper,
+    pub(super) keeper: Arc<Keeper>,
     pub(super) watches: Hub,
     /// Below which cancel marks are put.
     pub(super) marks: Key,

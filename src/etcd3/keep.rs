@@ -15,7 +15,7 @@ use futures_util::{FutureExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::driver::{Driver, lease_number};
+use super::driver::lease_number;
 use super::lease::ttl;
 use super::proto::{KEEP_ALIVE, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use super::rpc::{Ask, Trouble, Wire};
@@ -44,17 +44,21 @@ struct Waiting(Mutex<Option<Queues>>);
 type Answer = Result<LeaseKeepAliveResponse, Trouble>;
 type Queues = BTreeMap<i64, VecDeque<oneshot::Sender<Answer>>>;
 
-impl Driver {
+impl Keeper {
     /// Another full term for a lease. Cost: one message, no proposal.
     ///
     /// # Errors
     /// `NotFound`: there is no such lease any more.
-    pub(super) async fn keep_alive(&self, lease: LeaseId, deadline: Instant) -> Result<Ttl> {
+    pub(super) async fn keep_alive(
+        &self,
+        wire: &Arc<Wire>,
+        lease: LeaseId,
+        deadline: Instant,
+    ) -> Result<Ttl> {
         let id = lease_number(lease);
         let attempt = |endpoint: Arc<Endpoint>, limits| {
-            async move { self.keeper.ask(&self.wire, id, &endpoint, limits).await }.boxed()
+            async move { self.ask(wire, id, &endpoint, limits).await }.boxed()
         };
-        let wire = &self.wire;
         let reply = wire
             .rounds(KEEP_ALIVE, Ask::HARMLESS, deadline, attempt)
             .await?;
@@ -64,9 +68,7 @@ impl Driver {
         }
         ttl(reply.body.ttl)
     }
-}
 
-impl Keeper {
     async fn ask(
         &self,
         wire: &Arc<Wire>,

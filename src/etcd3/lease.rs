@@ -4,11 +4,13 @@
 //! ours, for nobody else draws its name; but its term began with the earlier grant, so it is renewed
 //! at once, and the term counts from a request that was sent after this call.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::{Driver, lease_number};
+use super::keep::Keeper;
 use super::proto::{LeaseGrantRequest, LeaseRevokeRequest};
-use super::rpc::Ask;
+use super::rpc::{Ask, Wire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LeaseId, Ttl};
 use crate::runtime::{Entropy, Instant};
@@ -24,33 +26,14 @@ impl Driver {
 
     /// The same, not for longer than until `deadline`.
     pub(super) async fn grant_by(&self, grant: &Grant, deadline: Instant) -> Result<Granted> {
-        let request = LeaseGrantRequest {
-            ttl: i64::try_from(grant.ttl.whole_secs()).unwrap_or(i64::MAX),
-            id: lease_number(grant.lease),
-        };
-        for _ in 0..TRIES {
-            match self.wire.call(&request, Ask::HARMLESS, deadline).await {
-                Ok(reply) if !reply.body.error.is_empty() => {
-                    let text = format!("the server grants no lease ({})", reply.body.error);
-                    return Err(Error::new(ErrorKind::Unavailable, text).on(&*reply.server));
-                }
-                Ok(reply) => return Ok(Granted::new(ttl(reply.body.ttl)?)),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    match self.keep_alive(grant.lease, deadline).await {
-                        Ok(ttl) => return Ok(Granted::new(ttl)),
-                        Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let text = "the lease keeps running out before it can be renewed";
-        Err(Error::new(ErrorKind::Unavailable, text))
+        self.keeper.grant(&self.wire, grant, deadline).await
     }
 
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
-        let ttl = self.keep_alive(renew.lease, self.deadline()).await?;
+        let ttl = self
+            .keeper
+            .keep_alive(&self.wire, renew.lease, self.deadline())
+            .await?;
         Ok(Renewed::new(ttl, renew.at))
     }
 
@@ -63,6 +46,40 @@ impl Driver {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+impl Keeper {
+    /// Asks for a lease, not for longer than until `deadline`.
+    pub(super) async fn grant(
+        &self,
+        wire: &Arc<Wire>,
+        grant: &Grant,
+        deadline: Instant,
+    ) -> Result<Granted> {
+        let request = LeaseGrantRequest {
+            ttl: i64::try_from(grant.ttl.whole_secs()).unwrap_or(i64::MAX),
+            id: lease_number(grant.lease),
+        };
+        for _ in 0..TRIES {
+            match wire.call(&request, Ask::HARMLESS, deadline).await {
+                Ok(reply) if !reply.body.error.is_empty() => {
+                    let text = format!("the server grants no lease ({})", reply.body.error);
+                    return Err(Error::new(ErrorKind::Unavailable, text).on(&*reply.server));
+                }
+                Ok(reply) => return Ok(Granted::new(ttl(reply.body.ttl)?)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    match self.keep_alive(wire, grant.lease, deadline).await {
+                        Ok(ttl) => return Ok(Granted::new(ttl)),
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let text = "the lease keeps running out before it can be renewed";
+        Err(Error::new(ErrorKind::Unavailable, text))
     }
 }
 

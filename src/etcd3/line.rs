@@ -201,7 +201,7 @@ impl Driver {
             match self.cancel(withdraw.tag, key, lease, deadline).await {
                 // Somebody has revoked it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    self.forget_shared(lease).await;
+                    self.shared.forget(lease);
                 }
                 outcome => return outcome,
             }

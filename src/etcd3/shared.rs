@@ -17,9 +17,12 @@
 //! is no event that stops the server.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::driver::Driver;
 use super::lease::new_lease;
@@ -34,14 +37,70 @@ const SHARED_FROM: Duration = Duration::from_secs(5 * 60);
 const USES: u32 = 1_000;
 
 /// The leases in use, each by the term it was granted for.
-#[derive(Debug, Default)]
-pub(super) struct SharedLeases(Mutex<BTreeMap<Ttl, Shared>>);
+#[derive(Clone, Default)]
+pub(super) struct SharedLeases(Arc<Mutex<BTreeMap<Ttl, Slot>>>);
+
+#[derive(Default)]
+struct Slot {
+    in_use: Option<InUse>,
+    /// One that is being asked for, as long as somebody waits for it.
+    granting: Option<WeakShared<Granting>>,
+}
 
 #[derive(Debug)]
-struct Shared {
+struct InUse {
     lease: LeaseId,
     until: Instant,
     uses: u32,
+}
+
+/// Fails with the time that it had.
+type Granting = BoxFuture<'static, Result<(), (Error, Instant)>>;
+
+impl SharedLeases {
+    /// The lease for this term, used once more; if there is none, what is to be waited for. No lock
+    /// is held meanwhile: one who began it and is not polled any more keeps nobody waiting.
+    fn take(
+        &self,
+        term: Ttl,
+        now: Instant,
+        begin: impl FnOnce() -> Granting,
+    ) -> Result<LeaseId, Shared<Granting>> {
+        let mut leases = self.lock();
+        let slot = leases.entry(term).or_default();
+        slot.in_use.take_if(|it| now >= it.until || it.uses >= USES);
+        if let Some(it) = &mut slot.in_use {
+            it.uses += 1;
+            return Ok(it.lease);
+        }
+        let under_way = slot.granting.as_ref().and_then(WeakShared::upgrade);
+        // One that has ended is there until all who waited have been told.
+        if let Some(granting) = under_way.filter(|it| it.peek().is_none()) {
+            return Err(granting);
+        }
+        let granting = begin().shared();
+        slot.granting = granting.downgrade();
+        Err(granting)
+    }
+
+    /// Takes a lease out of use, because somebody has revoked it.
+    pub(super) fn forget(&self, gone: LeaseId) {
+        for slot in self.lock().values_mut() {
+            slot.in_use.take_if(|it| it.lease == gone);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Ttl, Slot>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SharedLeases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let leases = self.lock();
+        let in_use = leases.values().filter_map(|slot| slot.in_use.as_ref());
+        f.debug_set().entries(in_use).finish()
+    }
 }
 
 /// The leases that a write is made with.
@@ -86,25 +145,45 @@ impl Driver {
         let Some((term, use_for)) = term(ttl) else {
             return Ok(None);
         };
-        // Held over the grant: those who come meanwhile take the same lease.
-        let mut leases = self.shared.0.lock().await;
-        let now = self.wire.runtime.clock.now();
-        leases.retain(|_, it| now < it.until && it.uses < USES);
-        if let Some(shared) = leases.get_mut(&term) {
-            shared.uses += 1;
-            return Ok(Some(shared.lease));
+        let clock = &self.wire.runtime.clock;
+        loop {
+            let begin = || self.begin_grant(term, use_for, by);
+            let granting = match self.shared.take(term, clock.now(), begin) {
+                Ok(lease) => return Ok(Some(lease)),
+                Err(granting) => granting,
+            };
+            tokio::select! {
+                biased;
+                granted = granting => match granted {
+                    Ok(()) => {}
+                    // Whoever began it had less time.
+                    Err((_, theirs)) if clock.has_passed(theirs) && !clock.has_passed(by) => {}
+                    Err((error, _)) => return Err(error),
+                },
+                () = clock.sleep_until(by) => {
+                    let text = "no lease was granted in time";
+                    return Err(Error::new(ErrorKind::Timeout, text));
+                }
+            }
         }
-        let lease = new_lease(&self.wire.runtime.entropy);
-        self.grant_by(&Grant::new(lease, term), by).await?;
-        let (until, uses) = (now + use_for, 1);
-        leases.insert(term, Shared { lease, until, uses });
-        Ok(Some(lease))
     }
 
-    /// Takes a shared lease out of use, because somebody has revoked it.
-    pub(super) async fn forget_shared(&self, gone: LeaseId) {
-        let mut leases = self.shared.0.lock().await;
-        leases.retain(|_, it| it.lease != gone);
+    /// A grant that any of those who wait for it can carry on.
+    fn begin_grant(&self, term: Ttl, use_for: Duration, by: Instant) -> Granting {
+        let (wire, keeper, leases) = (self.wire.clone(), self.keeper.clone(), self.shared.clone());
+        let lease = new_lease(&wire.runtime.entropy);
+        let until = wire.runtime.clock.now() + use_for;
+        let granting = async move {
+            let granted = keeper.grant(&wire, &Grant::new(lease, term), by).await;
+            granted.map_err(|error| (error, by))?;
+            leases.lock().entry(term).or_default().in_use = Some(InUse {
+                lease,
+                until,
+                uses: 0,
+            });
+            Ok(())
+        };
+        granting.boxed()
     }
 
     /// Of a write that certainly has not happened, revokes what was granted for it alone.
@@ -121,7 +200,7 @@ impl Driver {
             return outcome;
         }
         for lease in prepared.shared {
-            self.forget_shared(lease).await;
+            self.shared.forget(lease);
         }
         // The caller named no lease, so that cannot be the answer.
         let text = "somebody has revoked the lease of this time-to-live: try again";
