@@ -20,7 +20,7 @@ use tenure::store::{
     Append, Commit, Condition, Delete, Expiry, Freshness, Get, Grant, Naming, Page, Put, Renew,
     Select, Withdraw,
 };
-use tenure::{Client, ErrorKind, Index, LeaseId, Store, StoreExt, Tag, Ttl};
+use tenure::{Client, ErrorKind, Index, LeaseId, Loss, Store, StoreExt, Tag, Ttl};
 
 /// Without v2, whose clock proposes twice a second.
 fn quiet() -> Etcd {
@@ -358,6 +358,44 @@ async fn another_cluster_behind_the_same_address_is_noticed() {
     etcd.rebuild();
     let error = store.node(&key("/k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ClusterChanged, "{error}");
+}
+
+#[tokio::test]
+async fn what_was_taken_after_a_backup_is_lost_when_that_is_restored_and_can_be_taken_anew() {
+    let mut etcd = quiet();
+    let client = Client::new(open(&etcd));
+    let lock = async |name: &str| client.lock(name).acquire().await;
+    let early = lock("early").await.unwrap();
+    etcd.back_up();
+    // By another: a connection of before the backup would leave the first in doubt.
+    let other = open(&etcd);
+    for _ in 0..50 {
+        write(&other, "/k", "v").await;
+    }
+    // The session is in the backup, and these are not.
+    let (late, alone) = (lock("late").await.unwrap(), lock("alone").await.unwrap());
+    let waiting = lock("late");
+    let mut waiting = std::pin::pin!(waiting);
+    // In line, and with the line's task.
+    while client.lock("late").contenders().await.unwrap().len() < 2 {
+        assert!((&mut waiting).now_or_never().is_none());
+    }
+    etcd.go_back();
+    let soon = Duration::from_secs(12);
+    let lost = tokio::time::timeout(soon, alone.lost()).await;
+    assert_eq!(lost, Ok(Loss::Deleted), "held with nobody waiting");
+    let error = tokio::time::timeout(soon, waiting).await.unwrap();
+    let error = error.unwrap_err().kind();
+    assert!(
+        [ErrorKind::ClusterChanged, ErrorKind::Lost].contains(&error),
+        "{error:?}"
+    );
+    let lost = tokio::time::timeout(soon, late.lost()).await;
+    assert_eq!(lost, Ok(Loss::Deleted), "held with somebody waiting");
+    assert!(early.is_held());
+    // The line's task goes on: the guard of before is still there.
+    let anew = tokio::time::timeout(soon, lock("late")).await.unwrap();
+    assert!(anew.unwrap().token() < late.token(), "its index went back");
 }
 
 #[tokio::test]
