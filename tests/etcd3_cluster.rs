@@ -497,6 +497,27 @@ async fn whatever_happens_to_one_member_nothing_is_lost_and_all_goes_on() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_hangs_costs_no_hold_however_short_its_term_is() {
+    let members = three().await;
+    let leader = leader(&members);
+    let hangs = (0..3).find(|it| *it != leader).unwrap();
+    let mut order = vec![&members[hangs]];
+    order.extend(others(&members, hangs));
+    // A third of what is left of such a term is less than an attempt may take.
+    let client = client(&order, 3);
+    let guard = client.lock("a").acquire().await.unwrap();
+    // All that is said once has been said: only renewals and the watch's silence are left.
+    let watches = || members[hangs].metric("etcd_debugging_mvcc_watcher_total") > 0.0;
+    until("its key is watched", watches).await;
+    let known = guard.deadline().unwrap();
+    guard.extended(known).await.unwrap();
+    members[hangs].pause();
+    let lost = tokio::time::timeout(Duration::from_secs(7), guard.lost()).await;
+    members[hangs].resume();
+    assert!(lost.is_err(), "{lost:?}");
+}
+
 /// The member that most watches are on, but for this one.
 fn busiest(members: &[Etcd; 3], but: usize) -> usize {
     let watches = |n: &usize| members[*n].metric("etcd_debugging_mvcc_watcher_total") as u64;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
 use common::words::{key, secs, value, write};
-use futures_util::FutureExt;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use gate::{Gate, Pass};
 use tenure::etcd3::Etcd3;
 use tenure::runtime::Clock;
@@ -19,7 +20,7 @@ use tenure::store::{
     Append, Commit, Condition, Delete, Expiry, Freshness, Get, Grant, Naming, Page, Put, Renew,
     Select, Withdraw,
 };
-use tenure::{Client, ErrorKind, Index, LeaseId, Store, StoreExt, Tag, Ttl};
+use tenure::{Client, ErrorKind, Index, LeaseId, Loss, Store, StoreExt, Tag, Ttl};
 
 /// Without v2, whose clock proposes twice a second.
 fn quiet() -> Etcd {
@@ -210,6 +211,40 @@ async fn a_write_that_is_refused_leaves_no_lease() {
 
 /// Appends are held back on their way until they were withdrawn.
 #[tokio::test]
+async fn a_write_that_is_not_polled_any_more_keeps_nobody_from_the_lease_they_share() {
+    let etcd = quiet();
+    let store = open(&etcd);
+    let put = |name: &str| {
+        let hour = Expiry::After(secs(3600));
+        store.put(Put::new(key("/long").join(name).unwrap(), "", hour))
+    };
+    let mut first = put("first");
+    // As beside a `select!` whose other branch takes long: it has asked for the lease.
+    assert!((&mut first).now_or_never().is_none());
+    let others = async {
+        let outcomes = join_all(["a", "b", "c"].map(put)).await;
+        let nodes = outcomes.into_iter().map(|it| it.unwrap().node);
+        nodes.map(|it| it.lease.unwrap()).collect::<Vec<_>>()
+    };
+    let others = tokio::time::timeout(Duration::from_secs(4), others).await;
+    let leases = others.expect("they wait for the one that is not polled");
+    let theirs = first.await.unwrap().node.lease.unwrap();
+    assert_eq!(leases, [theirs; 3]);
+
+    // Nor does one that is dropped meanwhile.
+    let day = |name: &str| {
+        let day = Expiry::After(secs(86_400));
+        store.put(Put::new(key("/long").join(name).unwrap(), "", day))
+    };
+    let mut dropped = day("d");
+    assert!((&mut dropped).now_or_never().is_none());
+    let mut waiting = day("e");
+    assert!((&mut waiting).now_or_never().is_none());
+    drop(dropped);
+    assert!(waiting.await.is_ok());
+}
+
+#[tokio::test]
 async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
     let etcd = quiet();
     let gate = Gate::start(etcd.client_port()).await;
@@ -337,6 +372,44 @@ async fn another_cluster_behind_the_same_address_is_noticed() {
     etcd.rebuild();
     let error = store.node(&key("/k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ClusterChanged, "{error}");
+}
+
+#[tokio::test]
+async fn what_was_taken_after_a_backup_is_lost_when_that_is_restored_and_can_be_taken_anew() {
+    let mut etcd = quiet();
+    let client = Client::new(open(&etcd));
+    let lock = async |name: &str| client.lock(name).acquire().await;
+    let early = lock("early").await.unwrap();
+    etcd.back_up();
+    // By another: a connection of before the backup would leave the first in doubt.
+    let other = open(&etcd);
+    for _ in 0..50 {
+        write(&other, "/k", "v").await;
+    }
+    // The session is in the backup, and these are not.
+    let (late, alone) = (lock("late").await.unwrap(), lock("alone").await.unwrap());
+    let waiting = lock("late");
+    let mut waiting = std::pin::pin!(waiting);
+    // In line, and with the line's task.
+    while client.lock("late").contenders().await.unwrap().len() < 2 {
+        assert!((&mut waiting).now_or_never().is_none());
+    }
+    etcd.go_back();
+    let soon = Duration::from_secs(12);
+    let lost = tokio::time::timeout(soon, alone.lost()).await;
+    assert_eq!(lost, Ok(Loss::Deleted), "held with nobody waiting");
+    let error = tokio::time::timeout(soon, waiting).await.unwrap();
+    let error = error.unwrap_err().kind();
+    assert!(
+        [ErrorKind::ClusterChanged, ErrorKind::Lost].contains(&error),
+        "{error:?}"
+    );
+    let lost = tokio::time::timeout(soon, late.lost()).await;
+    assert_eq!(lost, Ok(Loss::Deleted), "held with somebody waiting");
+    assert!(early.is_held());
+    // The line's task goes on: the guard of before is still there.
+    let anew = tokio::time::timeout(soon, lock("late")).await.unwrap();
+    assert!(anew.unwrap().token() < late.token(), "its index went back");
 }
 
 #[tokio::test]

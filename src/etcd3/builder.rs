@@ -166,6 +166,7 @@ impl Builder {
                 auth: Auth::new(credentials),
                 cluster: cluster.map_or_else(OnceLock::new, OnceLock::from),
                 seen: AtomicU64::new(0),
+                lost: AtomicU64::new(0),
                 discovery: self.discover_members.then(Discovery::default),
             }),
             name,

@@ -7,9 +7,13 @@
 //! A stream answers in the order in which it was asked, so the first that waits for a lease gets its
 //! first answer, and a term counts from the send that was answered, or an earlier one. With the
 //! stream all that wait for it fail, and each asks again: to repeat a renewal is harmless.
+//!
+//! A stream that does not answer is left for one to another server, also when whoever waits for the
+//! answer gives up first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::{FutureExt, stream};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +27,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LeaseId, Ttl};
 use crate::runtime::Instant;
 use crate::transport::{Endpoint, Failure, Limits};
+
+/// A renewal that was given up after this long at least was too slow.
+const UNUSUAL: Duration = Duration::from_millis(200);
 
 /// The stream, while there is one.
 #[derive(Debug, Default)]
@@ -77,13 +84,24 @@ impl Keeper {
         limits: Limits,
     ) -> Answer {
         let (stream, answer) = self.queue(wire, id, endpoint);
+        let mut hope = Hope {
+            keeper: self,
+            wire,
+            stream: &stream,
+            since: wire.runtime.clock.now(),
+            over: false,
+        };
         tokio::select! {
             biased;
-            answer = answer => answer.unwrap_or_else(|_| {
-                let reason = "the stream of renewals ended".to_owned();
-                Err(Trouble::Failure(Failure::new(true, reason)))
-            }),
+            answer = answer => {
+                hope.over = true;
+                answer.unwrap_or_else(|_| {
+                    let reason = "the stream of renewals ended".to_owned();
+                    Err(Trouble::Failure(Failure::new(true, reason)))
+                })
+            }
             () = wire.runtime.clock.sleep_until(limits.answer) => {
+                hope.over = true;
                 self.leave(&stream);
                 let reason = "a renewal was not answered".to_owned();
                 Err(Trouble::Failure(Failure::new(true, reason)))
@@ -121,6 +139,27 @@ impl Keeper {
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Stream>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A renewal that is not answered yet. A short term leaves it less time than an attempt may take: so
+/// who gives it up counts too, or all tries of the term would go to a server that hangs.
+struct Hope<'a> {
+    keeper: &'a Keeper,
+    wire: &'a Wire,
+    stream: &'a Arc<Stream>,
+    since: Instant,
+    over: bool,
+}
+
+impl Drop for Hope<'_> {
+    fn drop(&mut self) {
+        let now = self.wire.runtime.clock.now();
+        let normal = self.wire.latency.p99() * 4;
+        if !self.over && now.since(self.since) >= normal.max(UNUSUAL) {
+            self.keeper.leave(self.stream);
+            self.wire.endpoints.failed(&self.stream.endpoint, now);
+        }
     }
 }
 

@@ -115,12 +115,7 @@ impl Driver {
         let reply = self.wire.call(&request(false), Ask::READ, deadline).await?;
         match at_least {
             Some(index) if reply.index < index => {
-                let text = format!(
-                    "this store has never been at index {index}: it is another one, or restored \
-                     from a backup"
-                );
-                let error = Error::new(ErrorKind::ClusterChanged, text);
-                Err(error.on(&*reply.server).seen_at(reply.index))
+                Err(gone_back(index, reply.index).on(&*reply.server))
             }
             _ => Ok(reply),
         }
@@ -179,6 +174,14 @@ impl Driver {
             size = next_page(&reply.body.kvs).min(most);
         }
     }
+}
+
+/// The error for a store that is at `now` and so was never at an index that was seen in it.
+pub(super) fn gone_back(index: Index, now: Index) -> Error {
+    let text = format!(
+        "this store has never been at index {index}: it is another one, or restored from a backup"
+    );
+    Error::new(ErrorKind::ClusterChanged, text).seen_at(now)
 }
 
 /// How many keys like these come to a page.

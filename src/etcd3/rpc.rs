@@ -21,6 +21,7 @@ use super::auth::Auth;
 use super::error::{Judged, Next, judge};
 use super::link::{dressed, grpc};
 use super::proto::{Headed, ResponseHeader, Rpc};
+use super::read::gone_back;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
@@ -44,6 +45,8 @@ pub(super) struct Wire {
     pub(super) cluster: OnceLock<u64>,
     /// The latest index that an answer named.
     pub(super) seen: AtomicU64,
+    /// How far the store had come when it went back; 0 if it never has.
+    pub(super) lost: AtomicU64,
     /// Whether, and when, the members' own addresses are asked for.
     pub(super) discovery: Option<Discovery>,
 }
@@ -401,6 +404,25 @@ impl Wire {
     /// The latest index that an answer named.
     pub(super) fn seen(&self) -> Option<Index> {
         Index::new(self.seen.load(Ordering::Acquire))
+    }
+
+    /// The store has gone back: it is at this index now.
+    pub(super) fn gone_back(&self, to: Index) {
+        let lost = self.seen.swap(to.get(), Ordering::AcqRel);
+        self.lost.fetch_max(lost, Ordering::AcqRel);
+    }
+
+    /// The error for whoever goes on after an index that the store had before it went back.
+    pub(super) fn check_history(&self, next: Option<Index>) -> Result<()> {
+        let known = next.and_then(|it| Index::new(it.get() - 1));
+        match (known, self.seen()) {
+            (Some(known), Some(seen))
+                if known > seen && known.get() <= self.lost.load(Ordering::Acquire) =>
+            {
+                Err(gone_back(known, seen))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a stream, or one of its answers, may take.

@@ -13,7 +13,9 @@
 //! leader); one that hangs says nothing. So after a silence it is asked for a sign of life.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -30,6 +32,7 @@ use super::proto::{
     RangeRequest, WATCH, WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest,
     WatchResponse,
 };
+use super::read::gone_back;
 use super::rpc::{Ask, Trouble, Wire, index};
 use super::txn::number;
 use super::watch::{Following, Heard};
@@ -49,6 +52,8 @@ pub(super) struct Run {
     trouble: Option<Since>,
     /// What is being looked for: see [`Following`].
     looks: FuturesUnordered<BoxFuture<'static, Found>>,
+    /// How far the store has come, while that is in doubt.
+    progress: Option<Progress>,
     /// How many servers TLS has found no trust in, or are none, one after the other.
     distrusted: usize,
 }
@@ -60,6 +65,9 @@ struct Since {
 
 /// A watch, the index at which its key was looked at, and when it was created, if that can be told.
 type Found = (i64, Index, Option<Index>);
+
+/// The index that was seen in the store, and the read that tells at which it is now.
+type Progress = (Index, BoxFuture<'static, Index>);
 
 /// Why a stream is left.
 enum Left {
@@ -163,6 +171,7 @@ impl Run {
             seats: BTreeMap::new(),
             trouble: None,
             looks: FuturesUnordered::new(),
+            progress: None,
             distrusted: 0,
         }
     }
@@ -210,9 +219,12 @@ impl Run {
             Ok(opened) => opened,
             Err(trouble) => return left(trouble, endpoint),
         };
-        let left = self.listen(answers, &mut asks, (endpoint, &channel)).await;
+        let left = self
+            .listen(answers, &mut asks, (endpoint, &channel), seen)
+            .await;
         // Nobody polls them any more, and the next stream is asked for everything anew.
         self.looks.clear();
+        self.progress = None;
         if matches!(left, Left::Trouble(_)) {
             // The connection may be dead without anybody having said so.
             wire.channels.give_up(endpoint, &channel);
@@ -225,6 +237,7 @@ impl Run {
         mut answers: Streaming<WatchResponse>,
         asks: &mut Asks,
         (endpoint, channel): (&Arc<Endpoint>, &Channel<Body>),
+        mut seen: Option<Index>,
     ) -> Left {
         let wire = self.wire.clone();
         let clock = &wire.runtime.clock;
@@ -247,6 +260,9 @@ impl Run {
                         {
                             return Left::Trouble(place(error));
                         }
+                        if let Some(seen) = seen.take() {
+                            self.compare(seen, &answer);
+                        }
                         if let Err(error) = self.answer(answer, asks) {
                             return Left::Trouble(place(error));
                         }
@@ -267,6 +283,13 @@ impl Run {
                         return left(trouble, endpoint);
                     }
                 },
+                (seen, now) = come_to(&mut self.progress) => {
+                    self.progress = None;
+                    if now < seen {
+                        self.wire.gone_back(now);
+                        return Left::Over(gone_back(seen, now).on(&*endpoint.origin));
+                    }
+                }
                 Some((id, at, created)) = self.looks.next() => self.looked(id, at, created, asks),
                 () = clock.sleep_until(until) => {
                     if asked {
@@ -320,6 +343,13 @@ impl Run {
         let Some(seat) = self.seats.get_mut(&id) else {
             return Ok(());
         };
+        if answer.created
+            && let Err(error) = self.wire.check_history(seat.following.next())
+        {
+            asks.cancel(id);
+            self.end(id, &error);
+            return Ok(());
+        }
         match seat.following.hear(answer) {
             Heard::Anew => asks.create(id, &mut seat.following, self.wire.seen()),
             Heard::Look(at) => {
@@ -349,6 +379,19 @@ impl Run {
             Heard::Broken(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// A server that is not where the store was seen lags behind, or the store has gone back: to be
+    /// restored from a backup does not change its cluster's id. Then it would tell a watch nothing
+    /// before it has come as far again.
+    fn compare(&mut self, seen: Index, answer: &WatchResponse) {
+        let at = answer.header.as_ref().and_then(|it| index(it.revision));
+        if at < Some(seen)
+            && let Some(seat) = self.seats.values().next()
+        {
+            let come_to = where_it_is(self.wire.clone(), seat.following.key().clone());
+            self.progress = Some((seen, come_to.boxed()));
+        }
     }
 
     fn looked(&mut self, id: i64, at: Index, created: Option<Index>, asks: &mut Asks) {
@@ -427,4 +470,27 @@ async fn look(wire: Arc<Wire>, id: i64, key: Key, at: Index) -> Found {
         .ok()
         .and_then(|it| index(it.body.kvs.first()?.create_revision));
     (id, at, found)
+}
+
+/// At which index the store is, linearizably; asked by way of a key that can be read.
+async fn where_it_is(wire: Arc<Wire>, key: Key) -> Index {
+    let request = RangeRequest {
+        key: bytes(&key),
+        keys_only: true,
+        ..RangeRequest::default()
+    };
+    loop {
+        match wire.call(&request, Ask::READ, wire.deadline()).await {
+            Ok(reply) => return reply.index,
+            Err(_) => wire.runtime.clock.sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// The answer to that; never returns if it was not asked.
+fn come_to(progress: &mut Option<Progress>) -> impl Future<Output = (Index, Index)> {
+    poll_fn(|cx| match progress {
+        Some((seen, at)) => at.as_mut().poll(cx).map(|at| (*seen, at)),
+        None => Poll::Pending,
+    })
 }

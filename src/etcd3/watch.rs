@@ -114,6 +114,11 @@ impl Following {
         &self.watch.key
     }
 
+    /// The first index that was not told.
+    pub(super) fn next(&self) -> Option<Index> {
+        self.next
+    }
+
     /// What a stream is to be asked for, by this name, of a store that is known to be at `seen`;
     /// `None` if nothing.
     pub(super) fn ask(&mut self, id: i64, seen: Option<Index>) -> Option<WatchCreateRequest> {

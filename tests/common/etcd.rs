@@ -184,6 +184,30 @@ impl Etcd {
         assert!(healthy, "etcd does not start anew on {}", self.url());
     }
 
+    /// Kills it, copies its data and starts it again.
+    pub fn back_up(&mut self) {
+        self.stop();
+        let copied = Command::new("cp")
+            .arg("-r")
+            .args([&self.data, &self.backup()])
+            .status();
+        assert!(copied.is_ok_and(|it| it.success()), "cp");
+        self.restart();
+    }
+
+    /// Kills it and starts it with the data of [`back_up`](Self::back_up): the cluster's id is the
+    /// same, its index is not.
+    pub fn go_back(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.data);
+        fs::rename(self.backup(), &self.data).expect("there is a backup");
+        self.restart();
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.data.with_extension("backup")
+    }
+
     /// Stops it from running, as a machine that hangs.
     pub fn pause(&self) {
         self.signal("-STOP");
@@ -353,6 +377,7 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.stop();
         let _ = fs::remove_dir_all(&self.data);
+        let _ = fs::remove_dir_all(self.backup());
     }
 }
 

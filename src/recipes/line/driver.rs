@@ -380,6 +380,14 @@ impl Driver {
     fn failed(&mut self, error: &Error) {
         let passing = error.is_transient()
             || matches!(error.kind(), ErrorKind::Ambiguous | ErrorKind::HistoryLost);
+        if error.kind() == ErrorKind::ClusterChanged
+            && let Some(index) = error.index()
+        {
+            // What is watched may wait for an index that is long in coming.
+            (self.eye, self.listing) = (None, None);
+            self.watches.clear();
+            self.machine.forget(index);
+        }
         if !passing {
             self.tickets
                 .values_mut()

@@ -273,6 +273,21 @@ impl Machine {
         self.stale = self.stale.max(self.complete.or(joined));
     }
 
+    /// The store was at `index` when it turned out to be another than before, or an earlier one:
+    /// what was known counts for nothing, and what is ours has to be seen there.
+    pub(super) fn forget(&mut self, index: Index) {
+        self.eye = Eye::Shut;
+        self.gone.clear();
+        (self.forgotten, self.complete) = (None, None);
+        self.live.retain(|_, owner| *owner != Owner::Foreign);
+        for owner in self.live.values_mut() {
+            if let Owner::Ours(at, _) = owner {
+                *at = index;
+            }
+        }
+        self.stale = Some(index);
+    }
+
     /// No answer is awaited any more that could be older than what was told: what has gone need not
     /// be remembered.
     pub(super) fn caught_up(&mut self) {

@@ -42,6 +42,32 @@ fn a_lone_ticket_asks_for_one_list_and_is_admitted_on_it() {
 }
 
 #[test]
+fn of_a_store_that_has_gone_back_what_was_known_counts_for_nothing() {
+    let mut machine = Machine::new(true);
+    machine.join_holding(ticket(900), index(900), at(0));
+    machine.join_holding(ticket(990), index(990), at(0));
+    machine.join(ticket(995), index(995));
+    machine.listed(index(1_000), line(&[900, 990, 993, 995]));
+    machine.opening();
+    machine.opened(index(1_000));
+    machine.deleted(&ticket(993).key, index(1_001));
+    machine.caught_up();
+    machine.effects();
+
+    machine.forget(index(905));
+    let wants = machine.wants(at(500));
+    assert_eq!((wants.list, wants.follow), (Some(index(905)), false));
+    // What is new there is not older than what was known of before.
+    machine.join(ticket(906), index(906));
+    assert_eq!(machine.effects(), []);
+    machine.listed(index(906), line(&[900, 906]));
+    let gone = |number| Effect::Gone(ticket(number));
+    assert_eq!(machine.effects(), [gone(990), gone(995)]);
+    machine.left(&ticket(900), index(907), true);
+    assert_eq!(machine.effects(), admit(906));
+}
+
+#[test]
 fn a_list_older_than_the_ticket_admits_nobody() {
     let mut machine = Machine::default();
     machine.join(ticket(5), index(5));

@@ -199,7 +199,8 @@ fn until_deleted<'a>(
     }
 }
 
-/// Pauses; where the history is lost, looks: at which index the key is there, if it is.
+/// Pauses; where the history is lost, or is another, looks: at which index the key is there, if it
+/// is.
 async fn recover(
     lines: &Lines,
     key: &Key,
@@ -208,7 +209,10 @@ async fn recover(
 ) -> Option<Option<Index>> {
     let runtime = &lines.runtime;
     runtime.clock.sleep(runtime.entropy.jitter(pause)).await;
-    if error.kind() != ErrorKind::HistoryLost {
+    if !matches!(
+        error.kind(),
+        ErrorKind::HistoryLost | ErrorKind::ClusterChanged
+    ) {
         return None;
     }
     let view = lines.store.get(Get::node(key.clone()).keys_only()).await;
