@@ -262,6 +262,9 @@ pub(crate) struct BenchArgs {
     /// How many clients at once, each with connections of its own
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) clients: u32,
+    /// How many tasks at once in each client, or how many locks it holds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) tasks: u32,
     /// For how many seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) secs: u64,
@@ -269,21 +272,23 @@ pub(crate) struct BenchArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
-    /// Writes of 100 bytes, each client to a key of its own
+    /// Writes of 100 bytes, each task to a key of its own
     Put,
     /// Linearizable reads of such keys
     Get,
-    /// Acquire and release, each client a lock of its own
+    /// Acquire and release, each task a lock of its own
     Lock,
-    /// Acquire and release of one lock by all clients
+    /// Acquire and release of one lock by all tasks
     Contend,
+    /// What a lock costs that is held: bytes of memory
+    Held,
     /// From a resignation to the next leader
     Elect,
-    /// Acquire and release of a semaphore with half as many permits as there are clients
+    /// Acquire and release of a semaphore with half as many permits as there are tasks
     Semaphore,
     /// Pushes of 100 bytes
     Push,
-    /// Push, claim and ack, each client a producer and a consumer of one queue
+    /// Push, claim and ack, each task a producer and a consumer of one queue
     Queue,
 }
 

@@ -1,21 +1,23 @@
-//! `tenure bench`: closed loops of some clients for some seconds.
+//! `tenure bench`: closed loops of some tasks of some clients for some seconds.
 
+use std::iter::repeat_n;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use serde_json::json;
 use tenure::runtime::{Clock, Instant};
 use tenure::store::Expiry;
 use tenure::{Client, Key, Name, Result, Store, StoreExt};
+use tokio::task::JoinSet;
 
 use crate::args::{Bench, BenchArgs};
 use crate::exit;
 use crate::signals::Signals;
 use crate::store::Opened;
 
-/// One client's closed loop.
+/// One closed loop.
 struct Lane {
     clock: Clock,
     until: Instant,
@@ -93,8 +95,54 @@ pub(crate) async fn run(opened: &Opened, args: &BenchArgs, signals: &mut Signals
     }
 }
 
+/// The memory that locks take which are held, guards included. They are held for the time given.
+async fn held(opened: &Opened, args: &BenchArgs) -> Result<u64> {
+    let clock = Clock::boot();
+    let client = opened.another().await?;
+    // What the first costs is not of each.
+    client.lock("bench-held").acquire().await?.release().await?;
+    let before = resident();
+    let mut guards = Vec::with_capacity(args.tasks as usize);
+    let numbers: Vec<u32> = (0..args.tasks).collect();
+    for some in numbers.chunks(50) {
+        let acquires = some
+            .iter()
+            .map(|number| client.lock(format!("bench-held-{number}")));
+        let acquires = acquires.map(|lock| async move { lock.acquire().await });
+        guards.extend(try_join_all(acquires).await?);
+    }
+    clock.sleep(Duration::from_secs(args.secs)).await;
+    let bytes = resident().saturating_sub(before);
+    let lost = guards.iter().filter(|guard| !guard.is_held()).count();
+    let line = json!({
+        "what": "held",
+        "store": &*opened.client.store().about().name,
+        "locks": guards.len(),
+        "bytes_per_lock": bytes / guards.len().max(1) as u64,
+        "lost": lost,
+        "secs": args.secs,
+    });
+    println!("{line}");
+    drop(guards);
+    client.shutdown(Duration::from_secs(30)).await;
+    Ok(lost as u64)
+}
+
+/// How many bytes of memory this process uses; 0 where that cannot be told.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|it| it.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
 /// The number of violations.
 async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
+    if args.what == Bench::Held {
+        return held(opened, args).await;
+    }
     let referee = Arc::new(Referee::default());
     let root = Key::new(format!("/tenure-bench-{}", std::process::id()))?;
     let mut clients = Vec::new();
@@ -104,21 +152,30 @@ async fn measure(opened: &Opened, args: &BenchArgs) -> Result<u64> {
     let clock = Clock::boot();
     let began = clock.now();
     let until = began + Duration::from_secs(args.secs);
-    let lanes = (0..).zip(&clients).map(|(number, client)| {
-        let (root, referee) = (&root, &referee);
-        async move {
-            match args.what {
-                Bench::Put | Bench::Get => keys(client, args.what, root, number, until).await,
+    let what = args.what;
+    let contenders = args.clients * args.tasks;
+    let mut lanes = JoinSet::new();
+    for (number, client) in clients
+        .iter()
+        .flat_map(|it| repeat_n(it, args.tasks as usize))
+        .enumerate()
+    {
+        let (client, root, referee) = (client.clone(), root.clone(), referee.clone());
+        lanes.spawn(async move {
+            let client = &client;
+            match what {
+                Bench::Put | Bench::Get => keys(client, what, &root, number, until).await,
                 Bench::Lock => locks(client, &format!("bench-{number}"), None, until).await,
-                Bench::Contend => locks(client, "bench", Some(referee), until).await,
-                Bench::Elect => terms(client, number, referee, until).await,
-                Bench::Semaphore => permits(client, args.clients.div_ceil(2), until).await,
-                Bench::Push => pushes(client, root, until).await,
-                Bench::Queue => jobs(client, root, until).await,
+                Bench::Held => Ok(Lane::new(until)),
+                Bench::Contend => locks(client, "bench", Some(&referee), until).await,
+                Bench::Elect => terms(client, number, &referee, until).await,
+                Bench::Semaphore => permits(client, contenders.div_ceil(2), until).await,
+                Bench::Push => pushes(client, &root, until).await,
+                Bench::Queue => jobs(client, &root, until).await,
             }
-        }
-    });
-    let lanes: Result<Vec<Lane>> = join_all(lanes).await.into_iter().collect();
+        });
+    }
+    let lanes: Result<Vec<Lane>> = lanes.join_all().await.into_iter().collect();
     let took = clock.now().since(began);
     if let Some(client) = clients.first() {
         client.store().remove_tree(&root).await?;
@@ -256,6 +313,7 @@ fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, vio
         Bench::Put => "put",
         Bench::Get => "get",
         Bench::Lock => "lock",
+        Bench::Held => "held",
         Bench::Contend => "contend",
         Bench::Elect => "elect",
         Bench::Semaphore => "semaphore",
@@ -266,6 +324,7 @@ fn report(opened: &Opened, args: &BenchArgs, lanes: &[Lane], took: Duration, vio
         "what": what,
         "store": &*opened.client.store().about().name,
         "clients": args.clients,
+        "tasks": args.tasks,
         "ops": all.len(),
         "ops_s": (all.len() as f64 / took.as_secs_f64() * 10.0).round() / 10.0,
         "p50_us": percentile(50),

@@ -9,17 +9,23 @@ import (
 	"go.etcd.io/etcd/clientv3/concurrency"
 )
 
-// handoffs lets contenders, each with connections and a session of its own, take a mutex in turn
-// and do nothing with it.
+// handoffs lets contenders take a mutex in turn and do nothing with it. Each has a session of its
+// own, since those who share one hold the mutex at once; and a connection of its own, unless all are
+// to share one.
 func handoffs(o *options) error {
 	clients := make([]*clientv3.Client, o.contenders)
 	sessions := make([]*concurrency.Session, o.contenders)
 	for i := range clients {
 		var err error
-		if clients[i], sessions[i], err = o.open(); err != nil {
+		if i > 0 && o.shared {
+			clients[i] = clients[0]
+			sessions[i], err = concurrency.NewSession(clients[0], concurrency.WithTTL(o.ttl))
+		} else if clients[i], sessions[i], err = o.open(); err == nil {
+			defer clients[i].Close()
+		}
+		if err != nil {
 			return err
 		}
-		defer clients[i].Close()
 	}
 	type tally struct {
 		rounds int
@@ -54,7 +60,7 @@ func handoffs(o *options) error {
 			return err
 		}
 	}
-	fmt.Printf("{\"who\":\"concurrency.Mutex\",\"contenders\":%d,\"handoffs\":%d,\"per_second\":%.1f}\n",
-		o.contenders, sum, float64(sum)/took)
+	fmt.Printf("{\"who\":\"concurrency.Mutex\",\"contenders\":%d,\"shared\":%t,\"handoffs\":%d,\"per_second\":%.1f}\n",
+		o.contenders, o.shared, sum, float64(sum)/took)
 	return nil
 }

@@ -24,6 +24,7 @@ type options struct {
 	endpoint, name, value, referee, who string
 	ttl, contenders                     int
 	hold, length                        time.Duration
+	shared                              bool
 }
 
 func main() {
@@ -43,6 +44,7 @@ func main() {
 	flags.IntVar(&o.ttl, "ttl", 60, "of the session, in seconds")
 	flags.IntVar(&o.contenders, "contenders", 8, "how many hand it over")
 	flags.DurationVar(&o.hold, "hold", 2*time.Millisecond, "how long it is held")
+	flags.BoolVar(&o.shared, "shared", false, "whether all contenders share one connection")
 	flags.DurationVar(&o.length, "length", time.Second, "for how long")
 	_ = flags.Parse(os.Args[2:])
 	if err := programs[os.Args[1]](&o); err != nil {
