@@ -19,7 +19,7 @@ use tenure::store::{
     Append, Commit, Condition, Delete, Expiry, Freshness, Get, Grant, Naming, Page, Put, Renew,
     Select, Withdraw,
 };
-use tenure::{Client, ErrorKind, Index, LeaseId, Store, StoreExt, Tag, Ttl};
+use tenure::{Client, ErrorKind, Index, LeaseId, Store, StoreExt, Tag};
 
 /// Without v2, whose clock proposes twice a second.
 fn quiet() -> Etcd {
@@ -197,12 +197,12 @@ async fn a_write_that_is_refused_leaves_no_lease() {
             - etcd.metric("etcd_debugging_lease_revoked_total")
     };
     let before = leases();
-    let put = Put::new(key("/k"), "w", Expiry::After(Ttl::MAX)).when(Condition::Absent);
+    let put = Put::new(key("/k"), "w", Expiry::After(secs(60))).when(Condition::Absent);
     let error = store.put(put).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(leases(), before);
     let kept = store
-        .set(&key("/k"), "w".into(), Expiry::After(Ttl::MAX))
+        .set(&key("/k"), "w".into(), Expiry::After(secs(60)))
         .await
         .unwrap();
     assert!(kept.node.lease.is_some() && leases() == before + 1.0);
