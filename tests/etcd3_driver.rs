@@ -20,7 +20,7 @@ use tenure::store::{
     Append, Commit, Condition, Delete, Expiry, Freshness, Get, Grant, Naming, Page, Put, Renew,
     Select, Withdraw,
 };
-use tenure::{Client, ErrorKind, Index, LeaseId, Loss, Store, StoreExt, Tag, Ttl};
+use tenure::{Client, ErrorKind, Index, LeaseId, Loss, Store, StoreExt, Tag};
 
 /// Without v2, whose clock proposes twice a second.
 fn quiet() -> Etcd {
@@ -198,12 +198,12 @@ async fn a_write_that_is_refused_leaves_no_lease() {
             - etcd.metric("etcd_debugging_lease_revoked_total")
     };
     let before = leases();
-    let put = Put::new(key("/k"), "w", Expiry::After(Ttl::MAX)).when(Condition::Absent);
+    let put = Put::new(key("/k"), "w", Expiry::After(secs(60))).when(Condition::Absent);
     let error = store.put(put).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(leases(), before);
     let kept = store
-        .set(&key("/k"), "w".into(), Expiry::After(Ttl::MAX))
+        .set(&key("/k"), "w".into(), Expiry::After(secs(60)))
         .await
         .unwrap();
     assert!(kept.node.lease.is_some() && leases() == before + 1.0);
@@ -291,20 +291,6 @@ async fn a_late_append_of_what_was_withdrawn_makes_nothing() {
         .collect();
     assert_eq!(names, [tag(2).to_string()]);
     assert!(marks[0].lease.is_some());
-}
-
-#[tokio::test]
-async fn a_write_that_is_begun_and_left_does_not_keep_others_from_their_leases() {
-    let etcd = quiet();
-    let store = open(&etcd);
-    let put = |text: &str| store.put(Put::new(key(text), "v", Expiry::After(secs(600))));
-    // Somebody's branch of a `select!`, say, that is not polled again for a long time.
-    let mut left = put("/left");
-    assert!((&mut left).now_or_never().is_none());
-    let other = tokio::time::timeout(Duration::from_secs(10), put("/other"));
-    let other = other.await.expect("in time").unwrap();
-    let left = left.await.unwrap();
-    assert_eq!(left.node.lease, other.node.lease, "one grant for both");
 }
 
 #[tokio::test]
