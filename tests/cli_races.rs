@@ -12,14 +12,16 @@ use std::io::{IoSlice, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use cli::{
-    Api, Directory, PATIENCE, Reached, code, ended, is_alive, lines, lock, now, signal, tenure,
-    tickets,
+    Api, Directory, PATIENCE, Place, Reached, code, ended, is_alive, lines, lock, now, signal,
+    tenure, tickets,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tenure::runtime::Clock;
 
 on_both! {
     a_healthy_command_is_never_asked_to_end_however_short_the_ttl,
@@ -53,6 +55,34 @@ fn state(pid: &str) -> char {
     stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
 }
 
+/// A server that takes so long for a write is not healthy, as happens on a busy machine: a command
+/// that is stopped meanwhile is stopped rightly, and is tried again.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// Runs a command, and tells how long the slowest of many writes beside it took.
+fn beside_probes(
+    etcd: &Place,
+    run: impl FnOnce() -> std::io::Result<Output>,
+) -> (Output, Duration) {
+    let (clock, over) = (Clock::boot(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let probes = scope.spawn(|| {
+            let mut slowest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let begun = clock.now();
+                let probe = r#"{"key":"cHJvYmU=","value":"cHJvYmU="}"#;
+                etcd.json("POST", "/v3/kv/put", probe).unwrap();
+                slowest = slowest.max(clock.now().since(begun));
+                thread::sleep(Duration::from_millis(10));
+            }
+            slowest
+        });
+        let output = run();
+        over.store(true, Ordering::Relaxed);
+        (output.unwrap(), probes.join().unwrap())
+    })
+}
+
 fn a_healthy_command_is_never_asked_to_end_however_short_the_ttl(api: Api) {
     let etcd = api.start();
     thread::scope(|scope| {
@@ -63,15 +93,11 @@ fn a_healthy_command_is_never_asked_to_end_however_short_the_ttl(api: Api) {
         ] {
             let etcd = &etcd;
             scope.spawn(move || {
-                // A server that leaves renewals unanswered for most of a second is not healthy,
-                // and on a busy machine it may do so now and then.
-                let mut tries = (0..3).map(|_| lock(etcd, options, "sleep 3").output().unwrap());
-                let unanswered =
-                    |it: &Output| String::from_utf8_lossy(&it.stderr).contains("no renewal");
-                let output = tries
-                    .find(|it| !unanswered(it))
-                    .expect("renewals are answered");
-                assert_eq!(code(&output), 0, "{options:?}: {output:?}");
+                let (output, slowest) = (0..3)
+                    .map(|_| beside_probes(etcd, || lock(etcd, options, "sleep 3").output()))
+                    .find(|(output, slowest)| code(output) == 0 || *slowest < SLOW)
+                    .expect("a server that is healthy for three seconds");
+                assert_eq!(code(&output), 0, "{options:?}, {slowest:?}: {output:?}");
             });
         }
     });
