@@ -169,6 +169,7 @@ async fn a_handoff_inside_one_client_is_two_proposals_and_hardly_a_read() {
 }
 
 mod v3 {
+    use std::collections::BTreeSet;
     use std::fmt;
     use std::time::Duration;
 
@@ -252,11 +253,21 @@ mod v3 {
         let lock = client.lock("a");
         lock.acquire().await.unwrap().release().await.unwrap();
         let before = Counted::now(&server);
+        let (clock, mut names) = (Clock::boot(), BTreeSet::new());
+        let began = clock.now();
         for _ in 0..CYCLES {
-            lock.acquire().await.unwrap().release().await.unwrap();
+            let guard = lock.acquire().await.unwrap();
+            names.insert(guard.key().clone());
+            guard.release().await.unwrap();
         }
+        let took = clock.now().since(began).as_secs_f64();
         let cost = Counted::now(&server).since(before);
-        println!("v3, uncontended, {CYCLES} cycles: {cost:?}");
+        println!(
+            "v3, uncontended, {CYCLES} cycles in {took:.1} s, {} names: {cost:?}",
+            names.len()
+        );
+        // The server walks over all names that a line has ever had, at each append.
+        assert!(names.len() as f64 <= 2.0 + took, "{} names", names.len());
         let cycles = CYCLES as f64;
         assert_eq!((cost.proposals, cost.calls), (cycles * 2.0, cycles * 2.0));
         assert_eq!((cost.watch_asks, cost.ranges), (0.0, 0.0));

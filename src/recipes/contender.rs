@@ -40,7 +40,8 @@ impl Contender {
     }
 
     /// When it came, since 1970, by the wall clock of whoever made the ticket; for people to read.
-    /// `None` for tickets that other programs made.
+    /// `None` for tickets that other programs made. On etcd v3 up to a second too early for a lock
+    /// that changes hands faster.
     pub fn since(&self) -> Option<Duration> {
         self.since
     }

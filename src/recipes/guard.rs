@@ -59,7 +59,8 @@ impl Drop for Counted {
 }
 
 impl LockGuard {
-    pub(super) fn new(ticket: Ticket, guards: Arc<AtomicUsize>) -> Result<Self> {
+    pub(super) fn new(mut ticket: Ticket, guards: Arc<AtomicUsize>) -> Result<Self> {
+        ticket.reuse_tag();
         Ok(Self {
             hold: Hold::new(ticket)?,
             _counted: Counted::new(guards),

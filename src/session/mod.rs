@@ -24,6 +24,7 @@ mod machine;
 mod own;
 mod retime;
 mod rewrite;
+mod spares;
 mod term;
 mod who;
 
@@ -50,6 +51,7 @@ use crate::runtime::{Entropy, Instant, Runtime, Tasks};
 use crate::store::{Attached, Store};
 use machine::Machine;
 use rewrite::Doubt;
+use spares::{LIFE, Spares};
 use term::Content;
 
 /// So many keys that are renewed one by one are worth a warning.
@@ -136,6 +138,8 @@ struct Shared {
     warned: bool,
     /// That of the last tag: they rise.
     nonce: u64,
+    /// What can be used again.
+    spares: Spares,
 }
 
 /// Dropped with the last handle; dropping only sets a flag.
@@ -178,6 +182,7 @@ impl Session {
                 failure: None,
                 warned: false,
                 nonce: 0,
+                spares: Spares::default(),
             }),
             state: watch::Sender::new(SessionState::Starting),
             closing: CancellationToken::new(),
@@ -245,6 +250,21 @@ impl Session {
         let mut shared = self.core.lock();
         shared.nonce = Tag::next_nonce(shared.nonce, clock.wall(), entropy.u64());
         Tag::new(self.core.id, shared.nonce)
+    }
+
+    /// A tag for an append to `dir`: one that has done with that line and is
+    /// hardly older than a fresh one, or a fresh one.
+    pub(crate) fn tag_for(&self, dir: &Key) -> Tag {
+        let spare = self.core.lock().spares.take(dir);
+        let wall = self.core.runtime.clock.wall();
+        let is_new = |tag: &Tag| tag.made().is_some_and(|made| wall.abs_diff(made) < LIFE);
+        spare.filter(is_new).unwrap_or_else(|| self.tag())
+    }
+
+    /// Nothing of this tag is in the store, and nothing of it can come any more: its append was
+    /// answered, and so was what took it back.
+    pub(crate) fn spare(&self, dir: &Key, tag: Tag) {
+        self.core.lock().spares.put(dir, tag);
     }
 
     /// From now on keeps `key` alive, which was written with this by a request sent at `sent`.

@@ -105,7 +105,12 @@ impl Core {
             .as_ref()
             .and_then(|node| self.tree.find(&node.key).ok());
         if let Some(seen) = seen.filter(|seen| is_ours(seen)) {
-            return vec![seen.key.clone()];
+            // Where the tag is the name, the name can be used again: that is another ticket.
+            let later = self.layout == Layout::Leased
+                && node
+                    .as_ref()
+                    .is_some_and(|node| node.created != seen.created);
+            return (!later).then(|| seen.key.clone()).into_iter().collect();
         }
         let children = self.tree.find(dir).ok().and_then(Stored::children);
         children

@@ -73,10 +73,15 @@ impl Ticket {
     /// Nothing is left of it in the store.
     fn released(&mut self, withdrawn: Withdrawn) {
         self.core.saw(withdrawn.index);
+        let spare = self.is_spare() && withdrawn.removed;
         if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)
             && seat.joined
         {
             self.line.left(seat.position, withdrawn);
+        }
+        // After the line knows that the last one of this name is gone.
+        if spare {
+            self.session.spare(self.line.dir(), self.tag);
         }
     }
 }

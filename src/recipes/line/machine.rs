@@ -98,6 +98,13 @@ enum Role {
     Leaving(Instant),
 }
 
+impl Owner {
+    /// Whether it is ours and was appended after this index.
+    fn came_after(self, index: Index) -> bool {
+        matches!(self, Self::Ours(at, _) if at > index)
+    }
+}
+
 /// What the driver must tell somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -234,9 +241,9 @@ impl Machine {
         self.remember_gone(key, index);
         let hit: Vec<Position> = self
             .live
-            .keys()
-            .filter(|ticket| ticket.key.is_within(key))
-            .cloned()
+            .iter()
+            .filter(|(ticket, owner)| ticket.key.is_within(key) && !owner.came_after(index))
+            .map(|(ticket, _)| ticket.clone())
             .collect();
         for ticket in hit {
             self.remember_gone(&ticket.key, index);
@@ -394,7 +401,9 @@ impl Machine {
     fn enter(&mut self, ticket: Position, at: Index, role: Role) {
         let known = self.live.contains_key(&ticket);
         let missed = self.complete.is_some_and(|complete| complete >= at) && !known;
-        if missed || self.gone.contains_key(&ticket.key) {
+        // A name can be used again: what went before this append was another ticket.
+        let went = self.gone.get(&ticket.key).is_some_and(|gone| *gone > at);
+        if missed || went {
             self.effects.push(Effect::Gone(ticket));
         } else {
             self.live.insert(ticket, Owner::Ours(at, role));
@@ -404,7 +413,8 @@ impl Machine {
 
     fn remember_gone(&mut self, key: &Key, index: Index) {
         if self.complete.is_none_or(|complete| complete < index) {
-            self.gone.insert(key.clone(), index);
+            let gone = self.gone.entry(key.clone()).or_insert(index);
+            *gone = index.max(*gone);
         }
     }
 

@@ -231,6 +231,31 @@ fn a_join_that_arrives_after_its_own_end_is_gone() {
 }
 
 #[test]
+fn a_name_that_is_used_again_is_another_ticket() {
+    let again = |number| Position::new(Sequence::new(number), ticket(5).key);
+    let mut machine = Machine::new(true);
+    machine.join(ticket(5), index(5));
+    machine.listed(index(5), line(&[5]));
+    assert_eq!(machine.effects(), admit(5));
+    machine.leaving(&ticket(5), at(0));
+    machine.left(&ticket(5), index(6), true);
+    // The name went at 6 and was made again at 7; what is told of 6 comes late.
+    machine.join(again(7), index(7));
+    machine.deleted(&again(7).key, index(6));
+    assert_eq!(machine.effects(), []);
+    machine.listed(index(7), vec![again(7)]);
+    assert_eq!(machine.effects(), [Effect::Admit(again(7))]);
+    // Its own end is told as that of any other.
+    machine.deleted(&again(7).key, index(8));
+    assert_eq!(machine.effects(), [Effect::Gone(again(7))]);
+    // An end that was told before, of a later one, stays told.
+    machine.deleted(&again(7).key, index(12));
+    machine.deleted(&again(7).key, index(10));
+    machine.join(again(11), index(11));
+    assert_eq!(machine.effects(), [Effect::Gone(again(11))]);
+}
+
+#[test]
 fn a_join_that_arrives_after_the_list_that_shows_it_is_ours() {
     let mut machine = Machine::default();
     machine.join(ticket(3), index(3));

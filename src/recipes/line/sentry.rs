@@ -41,7 +41,7 @@ pub(super) struct Sentry {
 struct Roster {
     charges: BTreeMap<Key, Charge>,
     /// In the order of time; some may be gone by now.
-    newcomers: VecDeque<(Instant, Key)>,
+    newcomers: VecDeque<(Instant, Key, Index)>,
     /// Whether the task runs.
     attended: bool,
 }
@@ -75,7 +75,7 @@ impl Sentry {
         if roster.newcomers.is_empty() {
             self.news.notify_one();
         }
-        roster.newcomers.push_back((due, key.clone()));
+        roster.newcomers.push_back((due, key.clone(), charge.at));
         roster.charges.insert(key, charge);
         if !std::mem::replace(&mut roster.attended, true) {
             lines.tasks.spawn(attend(lines.clone()));
@@ -103,8 +103,9 @@ impl Roster {
         now: Instant,
         mut watch: impl FnMut(&Key, &mut Charge),
     ) -> Option<Instant> {
-        while let Some((due, key)) = self.newcomers.front() {
-            match self.charges.get_mut(key) {
+        while let Some((due, key, at)) = self.newcomers.front() {
+            // A name can be used again.
+            match self.charges.get_mut(key).filter(|it| it.at == *at) {
                 Some(_) if *due > now => return Some(*due),
                 Some(charge) => watch(key, charge),
                 None => {}

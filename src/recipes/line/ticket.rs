@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Loss, Session, Term};
-use crate::store::{Append, Appended, Expiry, Freshness, Get, Node, View};
+use crate::store::{Append, Appended, Expiry, Freshness, Get, Layout, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
 const APPENDS: usize = 3;
@@ -34,6 +34,10 @@ pub(crate) struct Ticket {
     pub(super) state: State,
     /// Until it has joined.
     pending: Option<Pending>,
+    /// Whether its append was answered, and so cannot come later.
+    answered: bool,
+    /// Whether its tag is of use again once it is gone.
+    thrifty: bool,
 }
 
 pub(super) enum State {
@@ -134,7 +138,7 @@ impl Ticket {
     }
 
     fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
-        let tag = session.tag();
+        let tag = session.tag_for(line.dir());
         Self {
             core: core.clone(),
             line: line.clone(),
@@ -142,6 +146,8 @@ impl Ticket {
             tag,
             state: State::Armed,
             pending: Some(line.expect()),
+            answered: false,
+            thrifty: false,
         }
     }
 
@@ -294,6 +300,17 @@ impl Ticket {
         ticket.map_or_else(Bytes::new, |ticket| ticket.body)
     }
 
+    /// Its tag is used again once it was given back, where the tag is in the name of the ticket:
+    /// see [`Session::tag_for`].
+    pub(crate) fn reuse_tag(&mut self) {
+        self.thrifty = self.core.layout == Layout::Leased;
+    }
+
+    /// Whether nothing of its tag can come any more when it is gone from the store.
+    pub(super) fn is_spare(&self) -> bool {
+        self.thrifty && self.answered
+    }
+
     /// Has it said in the store whose session this ticket hangs on.
     pub(crate) fn announce(&self) {
         self.session.announce();
@@ -314,6 +331,7 @@ impl Ticket {
         let expiry = Expiry::With(self.session.lease());
         let append = Append::ticket(self.line.dir().clone(), self.tag, expiry).body(body.clone());
         let Appended { node, before, .. } = self.core.store.append(append).await?;
+        self.answered = true;
         let before = before.filter(|_| self.line.rule.needs_tickets_only());
         let known = before.map(|mut nodes| {
             nodes.push(node.clone());
