@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant, Runtime};
+use tenure::store::{Expiry, Node, Put};
 use tenure::testkit::{Fault, Faulty};
-use tenure::{Client, ErrorKind, Key, LockGuard, Store, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, StoreExt, Ttl};
 use tokio::task::JoinSet;
 
 #[path = "by_hand_suite/mod.rs"]
 #[macro_use]
 mod by_hand_suite;
 mod common;
+#[path = "common/gate.rs"]
+mod gate;
 #[path = "lock_more_suite/mod.rs"]
 #[macro_use]
 mod more_suite;
@@ -23,6 +26,9 @@ mod more_suite;
 mod suite;
 
 use common::etcd::Etcd;
+use common::v3;
+use common::words::{key, value};
+use gate::{Gate, Pass};
 
 fn open(server: &Etcd) -> impl Fn() -> Arc<dyn Store> + Send + Sync + use<> {
     let url = server.url();
@@ -219,5 +225,118 @@ async fn a_waiter_whose_lease_is_revoked_is_told_at_once_and_never_holds() {
             .release()
             .await
             .unwrap();
+    }
+}
+
+/// Far more than anything takes; only a hang reaches it.
+const LONG: Duration = Duration::from_secs(30);
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let (clock, limit) = (Clock::boot(), Clock::boot().now() + LONG);
+    while !holds() {
+        assert!(!clock.has_passed(limit), "{what}");
+        clock.sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn until_watched(server: &Etcd) {
+    let watched = || server.metric("etcd_debugging_mvcc_watcher_total") > 0.0;
+    until("its key is watched", watched).await;
+}
+
+/// The ticket of a guard.
+async fn ticket(store: &Etcd3, guard: &LockGuard) -> Node {
+    store.node(guard.key()).await.unwrap().expect("a ticket")
+}
+
+/// Puts this at the key of a ticket, by hand.
+async fn put_by_hand(store: &Etcd3, guard: &LockGuard, expiry: Expiry) -> Node {
+    let put = Put::new(guard.key().clone(), "by hand", expiry);
+    store.put(put).await.unwrap().node
+}
+
+/// Deletes the ticket by hand, and makes another of the same name under the same lease.
+async fn remake(store: &Etcd3, guard: &LockGuard) -> Node {
+    let lease = ticket(store, guard).await.lease.unwrap();
+    store.remove(guard.key()).await.unwrap();
+    put_by_hand(store, guard, Expiry::With(lease)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_made_anew_under_the_same_lease_is_a_loss_and_is_left_alone() {
+    let server = Etcd::start();
+    let (direct, data) = (Etcd3::new(server.url()).unwrap(), key("/data"));
+    for how in ["at once", "while it is watched", "before a compaction"] {
+        let gate = Gate::start(server.client_port()).await;
+        let client = v3::client(&gate.url(), Duration::from_secs(10));
+        let guard = client.lock("a").acquire().await.unwrap();
+        guard.put(&data, how, Expiry::Never).await.unwrap();
+        let remade = if how == "at once" {
+            let remade = remake(&direct, &guard).await;
+            assert!(
+                guard.is_held(),
+                "nobody has told it: only the comparison can"
+            );
+            remade
+        } else {
+            until_watched(&server).await;
+            let cut_off = how == "before a compaction";
+            if cut_off {
+                gate.set(Pass::Nothing);
+            }
+            let remade = remake(&direct, &guard).await;
+            if cut_off {
+                // The deletion is told to nobody any more, and the key is there.
+                v3::compact(&server);
+                gate.cut();
+                gate.set(Pass::All);
+            }
+            let lost = tokio::time::timeout(LONG, guard.lost()).await;
+            assert_eq!(lost.expect(how), Loss::Deleted);
+            remade
+        };
+        let refused = guard.put(&data, "late", Expiry::Never).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Lost, "{how}: {refused}");
+        assert_eq!(guard.state(), HoldState::Lost, "{how}");
+        assert_eq!(value(&direct, "/data").await.as_deref(), Some(how));
+        if how == "at once" {
+            let error = guard.release().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+        } else {
+            drop(guard);
+        }
+        client.idle().await;
+        let found = direct.node(&remade.key).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&remade), "{how}: it is not ours");
+        // It hangs on a lease of this client, and on nothing else.
+        client.shutdown(LONG).await;
+        assert_eq!(direct.node(&remade.key).await.unwrap(), None, "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_put_on_top_of_a_ticket_is_no_loss() {
+    let server = Etcd::start();
+    let direct = Etcd3::new(server.url()).unwrap();
+    let client = v3::client(&server.url(), Duration::from_secs(2));
+    for keeps_its_lease in [true, false] {
+        let guard = client.lock("a").acquire().await.unwrap();
+        let ours = ticket(&direct, &guard).await;
+        until_watched(&server).await;
+        let expiry = if keeps_its_lease {
+            Expiry::With(ours.lease.unwrap())
+        } else {
+            Expiry::Never
+        };
+        let put = put_by_hand(&direct, &guard, expiry).await;
+        assert!(put.created == ours.created && put.modified > ours.modified);
+        // Over some renewals, and over whatever else looks after it.
+        let held = guard.run(tokio::time::sleep(Duration::from_millis(2_500)));
+        held.await.unwrap();
+        let written = guard.put(&key("/data"), "x", Expiry::Never).await;
+        written.unwrap();
+        let key = guard.key().clone();
+        guard.release().await.unwrap();
+        assert_eq!(direct.node(&key).await.unwrap(), None);
     }
 }
