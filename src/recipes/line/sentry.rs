@@ -166,7 +166,7 @@ async fn watch_over(lines: Arc<Lines>, key: Key, at: Index, term: Arc<Term>) {
         };
         tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
         // Seldom, and so not in the room that each of many takes.
-        match Box::pin(recover(&lines, &key, &error, pause)).await {
+        match Box::pin(recover(&lines, &key, at, &error, pause)).await {
             Some(Some(index)) => from = index.next(),
             Some(None) => return term.lose(Loss::Deleted),
             None => {}
@@ -200,11 +200,12 @@ fn until_deleted<'a>(
     }
 }
 
-/// Pauses; where the history is lost, or is another, looks: at which index the key is there, if it
-/// is.
+/// Pauses; where the history is lost, or is another, looks: at which index the key that came `at`
+/// is still there, if it is.
 async fn recover(
     lines: &Lines,
     key: &Key,
+    at: Index,
     error: &Error,
     pause: Duration,
 ) -> Option<Option<Index>> {
@@ -218,5 +219,6 @@ async fn recover(
     }
     let view = lines.store.get(Get::node(key.clone()).keys_only()).await;
     let view = view.ok()?;
-    Some((!view.nodes.is_empty()).then_some(view.index))
+    let is_there = view.nodes.iter().any(|node| node.created == at);
+    Some(is_there.then_some(view.index))
 }
