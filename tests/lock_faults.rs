@@ -310,6 +310,29 @@ fn withdrawals_that_come_twice_harm_nobody_who_has_the_name_by_then() {
     );
 }
 
+/// It was found in the line, but whatever repeated it on the way can do so again.
+#[test]
+fn the_name_of_an_append_that_was_not_answered_is_not_used_again() {
+    paused(async {
+        let scene = Scene::new(Kind::V3Like, 1);
+        let (client, link) = scene.client(1);
+        link.set_patience(Duration::from_millis(100));
+        let mut before = None;
+        for fault in [None, None, Some(Fault::LostReply), None] {
+            if let Some(fault) = fault {
+                // Now the name of before is taken from, and this one is put to, what is spared.
+                link.next(Call::Append, fault);
+            }
+            let guard = client.lock("a").acquire().await.unwrap();
+            let name = guard.key().clone();
+            guard.release().await.unwrap();
+            if let Some((named, was)) = before.replace((name.clone(), fault)) {
+                assert_eq!(named == name, was.is_none(), "after {was:?}");
+            }
+        }
+    });
+}
+
 fn paused<T>(story: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -293,10 +293,7 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {
-        let send = |store: Arc<S>| {
-            let grant = grant.clone();
-            async move { store.grant(grant).await }
-        };
+        let send = |store: Arc<S>| async move { store.grant(grant).await };
         self.call(Call::Grant, send).await
     }
 
