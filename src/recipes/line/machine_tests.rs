@@ -547,7 +547,7 @@ impl World {
         Self {
             entropy: Entropy::seeded(seed),
             index: 1,
-            thrifty: seed % 4 > 0,
+            thrifty: !seed.is_multiple_of(4),
             names: Names::default(),
             live: BTreeSet::new(),
             history: vec![],
