@@ -216,6 +216,9 @@ impl Hold {
     /// Writes a key in the same store if, and only if, this is still held *there*: one step
     /// that compares the ticket and writes. 1 write, 1 round trip.
     ///
+    /// What is compared is when the ticket was created: one that somebody deleted and made anew is
+    /// not it, be it under the same lease; a value that somebody puts on top of it changes nothing.
+    ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost): the ticket is gone, nothing was written.
     /// [`Unsupported`](ErrorKind::Unsupported) on stores without commits (etcd v2).

@@ -11,6 +11,7 @@ mod driver;
 mod leave;
 mod machine;
 mod newcomers;
+mod recheck;
 mod rule;
 mod sentry;
 pub(crate) mod shared;
@@ -237,10 +238,10 @@ impl Line {
                 role: Role::Holding,
             } => {
                 let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
-                let key = ticket.position.key.clone();
+                let (key, ttl) = (ticket.position.key.clone(), ticket.ttl);
                 held.reserve_exact(1);
                 held.push(ticket.position);
-                lines.sentry.guard(&lines, key, charge);
+                lines.sentry.guard(&lines, key, charge, ttl);
                 None
             }
             Input::Leaving(position) | Input::Left(position, _) => {
