@@ -134,7 +134,9 @@ impl Hold {
         self.token
     }
 
-    /// The key of the ticket that it is held by.
+    /// The key of the ticket that it is held by. On etcd v3 a lock that is released and soon taken
+    /// again may get the same one: what tells two holds apart is the [`token`](Self::token), and
+    /// [`Condition::Created`] of it compares with this one.
     pub fn key(&self) -> &Key {
         &self.key
     }

@@ -258,3 +258,40 @@ async fn recover(
     let is_there = view.nodes.iter().any(|node| node.created == at);
     Some(is_there.then_some(view.index))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Clock;
+
+    fn at(millis: u64) -> Instant {
+        Instant::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_name_that_is_used_again_is_watched_when_its_new_ticket_has_been_held_for_a_while() {
+        let key = Key::new("/_locks/a/7-1").unwrap();
+        let mut roster = Roster::default();
+        let hold = |roster: &mut Roster, due, index| {
+            let index = Index::new(index).unwrap();
+            let term = Term::new(
+                key.clone(),
+                bytes::Bytes::new(),
+                Clock::boot(),
+                at(u64::MAX),
+            );
+            let charge = Charge::new(index, Arc::new(term), Announcer::unheard());
+            roster.newcomers.push_back((at(due), key.clone(), index));
+            roster.charges.insert(key.clone(), charge);
+        };
+        hold(&mut roster, 250, 10);
+        roster.charges.clear();
+        hold(&mut roster, 350, 14);
+        let mut watched = Vec::new();
+        let due = roster.settle(at(250), |_, charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (Some(at(350)), &[][..]));
+        let due = roster.settle(at(350), |_, charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (None, &[14][..]));
+        assert!(roster.newcomers.is_empty());
+    }
+}

@@ -34,6 +34,8 @@ pub(crate) struct Ticket {
     pub(super) state: State,
     /// Until it has joined.
     pending: Option<Pending>,
+    /// Whether its tag was used before.
+    reused: bool,
     /// Whether its append was answered, and so cannot come later.
     answered: bool,
     /// Whether its tag is of use again once it is gone.
@@ -115,6 +117,10 @@ impl Ticket {
                 // The lease is gone; the next session has one of its own.
                 ticket.state = State::Disarmed;
                 ticket.session.lose();
+            } else if ticket.was_met(&error) {
+                // Somebody else has used the name since then: the janitor takes away what is there,
+                // and a fresh one goes on.
+                tracing::warn!(target: "tenure::line", %dir, %error, "a name that was free is not");
             } else if error.changed_nothing() {
                 ticket.state = State::Disarmed;
                 return Err(error);
@@ -138,7 +144,7 @@ impl Ticket {
     }
 
     fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
-        let tag = session.tag_for(line.dir());
+        let (tag, reused) = session.tag_for(line.dir());
         Self {
             core: core.clone(),
             line: line.clone(),
@@ -146,6 +152,7 @@ impl Ticket {
             tag,
             state: State::Armed,
             pending: Some(line.expect()),
+            reused,
             answered: false,
             thrifty: false,
         }
@@ -235,6 +242,11 @@ impl Ticket {
         self.seat().ok()?.limit
     }
 
+    /// Which place in the line.
+    pub(crate) fn position(&self) -> Result<&Position> {
+        Ok(&self.seat()?.position)
+    }
+
     /// The number by which later holders are told from earlier ones.
     pub(crate) fn sequence(&self) -> Result<Sequence> {
         Ok(self.seat()?.position.sequence)
@@ -306,6 +318,19 @@ impl Ticket {
         self.thrifty = self.core.layout == Layout::Leased;
     }
 
+    /// Whether this error of its append says that a name which was used before is not free. Nobody
+    /// but a proxy that repeats requests, or a hand, can have put something there; but then that
+    /// would keep everybody waiting for as long as it stays.
+    fn was_met(&self, error: &Error) -> bool {
+        let met = [ErrorKind::AlreadyExists, ErrorKind::ConditionFailed];
+        self.reused && met.contains(&error.kind())
+    }
+
+    /// Its tag is not used again.
+    pub(super) fn waste_tag(&mut self) {
+        self.thrifty = false;
+    }
+
     /// Whether nothing of its tag can come any more when it is gone from the store.
     pub(super) fn is_spare(&self) -> bool {
         self.thrifty && self.answered
@@ -319,11 +344,6 @@ impl Ticket {
     /// The line that it stands in.
     pub(crate) fn dir(&self) -> &Key {
         self.line.dir()
-    }
-
-    /// The mark of its append.
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
     }
 
     /// Sends the append, once.
