@@ -151,7 +151,7 @@ struct Joining {
     at: Index,
     term: Arc<Term>,
     /// The line at `at` or later, if it is known.
-    known: Option<View>,
+    known: Option<Box<View>>,
     /// Bounds how long a lost event can go unnoticed.
     ttl: Ttl,
     /// Says whose it is, once it has been here for a while.
