@@ -37,7 +37,7 @@ async fn hold(server: &Etcd, client: &Client, names: std::ops::Range<usize>) -> 
         let acquires = acquires.map(|lock| async move { lock.acquire().await });
         guards.extend(futures_util::future::try_join_all(acquires).await.unwrap());
     }
-    let limit = clock.now() + Duration::from_secs(60);
+    let limit = clock.now() + Duration::from_secs(120);
     let (mut last, mut quiet) = (0, 0);
     while quiet < 4 {
         clock.sleep(Duration::from_millis(250)).await;
