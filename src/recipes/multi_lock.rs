@@ -301,12 +301,8 @@ impl MultiGuard {
     /// # Cancel safety
     /// Dropping the future leaves the rest to the background.
     pub async fn release(mut self) -> Result<()> {
-        let mut outcome = Ok(());
-        while let Some((_, guard)) = self.guards.pop() {
-            let released = guard.release().await;
-            outcome = outcome.and(released);
-        }
-        outcome
+        let guards = std::mem::take(&mut self.guards).into_iter().rev();
+        LockGuard::release_all(guards.map(|(_, guard)| guard).collect()).await
     }
 
     fn check(&self) -> Result<()> {

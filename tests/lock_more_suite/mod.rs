@@ -409,6 +409,67 @@ pub(crate) async fn several_locks_dropped_at_any_poll_leave_nothing(world: World
     }
 }
 
+pub(crate) async fn several_locks_are_given_back_in_one_step(world: World) {
+    let link = Faulty::shared((world.open)(), 1);
+    let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
+    let writes = || (link.calls(Call::Commit), link.calls(Call::Withdraw));
+    let guard = a.lock_all(["a", "b", "c"]).acquire().await.unwrap();
+    let (commits, withdrawals) = writes();
+    guard.release().await.unwrap();
+    let once = b.store().about().commits;
+    let cost = if once { (1, 0) } else { (0, 3) };
+    assert_eq!(writes(), (commits + cost.0, withdrawals + cost.1));
+    nobody_stands_in(&b, &["a", "b", "c"], "afterwards").await;
+    // One that somebody has taken away, and perhaps nobody has noticed, does not keep the others.
+    let guard = a.lock_all(["a", "b", "c"]).acquire().await.unwrap();
+    let key = guard.guards().nth(1).unwrap().1.key().clone();
+    b.store().delete(Delete::new(key)).await.unwrap();
+    let released = guard.release().await;
+    let lost = released.err().map(|error| error.kind());
+    assert!(lost.is_none_or(|kind| kind == ErrorKind::Lost), "{lost:?}");
+    nobody_stands_in(&b, &["a", "b", "c"], "without one").await;
+}
+
+async fn nobody_stands_in(client: &Client, names: &[&str], what: &str) {
+    for name in names {
+        let line = client.lock(*name).contenders().await.unwrap();
+        assert!(line.is_empty(), "{what}: {name}: {line:?}");
+    }
+}
+
+pub(crate) async fn whatever_becomes_of_the_release_of_several_it_is_done_and_no_later_one_is_hit(
+    world: World,
+) {
+    const LATE: Duration = Duration::from_millis(300);
+    let link = Faulty::shared((world.open)(), 1);
+    link.set_patience(Duration::from_millis(50));
+    let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
+    let names = ["a", "b", "c"];
+    for fault in [
+        Fault::LostRequest,
+        Fault::LostReply,
+        Fault::LateCommit(LATE),
+        Fault::Unavailable,
+        Fault::Unreachable,
+    ] {
+        let guard = a.lock_all(names).acquire().await.unwrap();
+        link.next(Call::Commit, fault);
+        soon("the release", guard.release()).await.unwrap();
+        nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
+        // What comes late is meant for the tickets of before.
+        let guard = a.lock_all(names).acquire().await.unwrap();
+        link.quiesce().await;
+        for (name, held) in guard.guards() {
+            let owner = b.lock(name).owner().await.unwrap().unwrap();
+            assert_eq!(owner.token(), held.token(), "{fault:?}: {name}");
+        }
+        assert!(guard.is_held(), "{fault:?}");
+        guard.release().await.unwrap();
+        nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
+        link.heal();
+    }
+}
+
 pub(crate) async fn what_a_guard_writes_is_still_fenced_while_a_session_is_announced(world: World) {
     let client = world.client("a");
     let guard = client.lock("a").acquire().await.unwrap();
@@ -443,6 +504,8 @@ macro_rules! lock_more_suite {
             the_loss_of_one_lock_is_the_loss_of_all,
             overlapping_sets_in_any_order_never_block_each_other,
             several_locks_dropped_at_any_poll_leave_nothing,
+            several_locks_are_given_back_in_one_step,
+            whatever_becomes_of_the_release_of_several_it_is_done_and_no_later_one_is_hit,
             what_a_guard_writes_is_still_fenced_while_a_session_is_announced,
         );
     };

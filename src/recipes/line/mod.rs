@@ -4,7 +4,7 @@
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
 //! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
 //! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! nothing of it is left, [`leave`] how it is given up, and [`volley`] how several are in one step. Who is admitted is the line's [`Rule`];
 //! that of [`shared`] lines has a machine and a driver of its own.
 
 mod driver;
@@ -15,6 +15,7 @@ mod rule;
 mod sentry;
 pub(crate) mod shared;
 mod ticket;
+mod volley;
 
 use std::collections::BTreeMap;
 use std::fmt;

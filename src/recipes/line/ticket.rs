@@ -37,7 +37,7 @@ pub(crate) struct Ticket {
     /// Whether its append was answered, and so cannot come later.
     answered: bool,
     /// Whether its tag is of use again once it is gone.
-    thrifty: bool,
+    pub(super) thrifty: bool,
 }
 
 pub(super) enum State {
