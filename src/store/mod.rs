@@ -116,6 +116,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Applies all operations if all checks hold, or none.
     ///
+    /// With appends among them it is sent once, like an append; each can be
+    /// [withdrawn](Store::withdraw) by its tag, and where [`About::cancels`] holds a commit that
+    /// comes after that does nothing.
+    ///
     /// # Errors
     /// `ConditionFailed` names the first check that does not hold; `Unsupported` where
     /// [`About::commits`] is false.
