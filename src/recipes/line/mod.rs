@@ -2,10 +2,11 @@
 //!
 //! One [`Line`] per directory and client: one view of the line for all tickets of this process, and
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
-//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
-//! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left, [`leave`] how it is given up, and [`volley`] how several are in one step. Who is admitted is the line's [`Rule`];
-//! that of [`shared`] lines has a machine and a driver of its own.
+//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to
+//! read and watch and who is admitted; [`driver`] does it; [`ticket`] is one place in the line, from
+//! before its append leaves until nothing of it is left, [`leave`] how it is given up, and [`volley`]
+//! several at once. Who is admitted is the line's [`Rule`]; that of [`shared`] lines has a machine and
+//! a driver of its own.
 
 mod driver;
 mod leave;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use rule::{Refusal, Rule, Shared};
 use sentry::{Charge, Sentry};
 pub(crate) use ticket::Ticket;
+pub(crate) use volley::{MOST, Volley};
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
@@ -76,6 +78,12 @@ impl Lines {
     fn find(&self, dir: &Key, rule: &Rule) -> Option<Arc<Line>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.get(&(dir.clone(), rule.clone()))?.upgrade()
+    }
+
+    /// Whether this process has tickets in the line at `dir`.
+    pub(crate) fn are_occupied(&self, dir: &Key) -> bool {
+        let line = self.find(dir, &Rule::Exclusive);
+        line.is_some_and(|line| line.is_occupied())
     }
 
     /// Ends the tasks of all lines, whoever still has a handle.

@@ -23,7 +23,7 @@ use crate::session::{Loss, Session, Term};
 use crate::store::{Append, Appended, Expiry, Freshness, Get, Layout, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
-const APPENDS: usize = 3;
+pub(super) const APPENDS: usize = 3;
 
 /// A place in a line. Dropping it gives the place up.
 pub(crate) struct Ticket {
@@ -35,7 +35,7 @@ pub(crate) struct Ticket {
     /// Until it has joined.
     pending: Option<Pending>,
     /// Whether its append was answered, and so cannot come later.
-    answered: bool,
+    pub(super) answered: bool,
     /// Whether its tag is of use again once it is gone.
     pub(super) thrifty: bool,
 }
@@ -137,7 +137,7 @@ impl Ticket {
         })
     }
 
-    fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
+    pub(super) fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
         let tag = session.tag_for(line.dir());
         Self {
             core: core.clone(),
@@ -201,6 +201,17 @@ impl Ticket {
         keep: &Keep,
         body: &Bytes,
     ) -> Result<Option<Self>> {
+        if Self::is_seen_in(core, dir).await? {
+            return Ok(None);
+        }
+        Self::take(core, dir, keep, body)
+            .await?
+            .admitted_now()
+            .await
+    }
+
+    /// Whether anybody is seen in line: a look at what this client has seen, or later.
+    pub(crate) async fn is_seen_in(core: &Core, dir: &Key) -> Result<bool> {
         let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
         let look = Get::children(dir.clone()).fresh(seen).keys_only();
         let view = core.store.get(look).await.inspect_err(|error| {
@@ -210,13 +221,7 @@ impl Ticket {
             }
         })?;
         let mut nodes = view.nodes.iter();
-        if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {
-            return Ok(None);
-        }
-        Self::take(core, dir, keep, body)
-            .await?
-            .admitted_now()
-            .await
+        Ok(nodes.any(|node| core.layout.ticket(dir, node).is_some()))
     }
 
     /// Takes the place if the line's rule admits it now, and gives it up otherwise.
@@ -358,7 +363,7 @@ impl Ticket {
         Ok(true)
     }
 
-    fn enter(&mut self, node: Node, sent: Instant, known: Option<View>) -> Result<()> {
+    pub(super) fn enter(&mut self, node: Node, sent: Instant, known: Option<View>) -> Result<()> {
         let (layout, dir) = (self.core.layout, self.line.dir());
         let Some(position) = layout.position(dir, &node.key, node.created) else {
             let text = "the store gave the ticket a name that is none";
@@ -413,7 +418,7 @@ impl Ticket {
     }
 
     /// Tells the line's task that this ticket is admitted.
-    fn hold(&mut self, limit: u32) -> Result<()> {
+    pub(super) fn hold(&mut self, limit: u32) -> Result<()> {
         let joining = self.joining()?;
         let term = joining.term.clone();
         self.seat_mut()?.limit = Some(limit);
