@@ -19,7 +19,7 @@ use grpc::{Client as Caller, Fault, Grpc, Which};
 use prost::Message;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant};
-use tenure::store::{Change, Expiry, Update, Watch};
+use tenure::store::{Change, Delete, Expiry, Update, Watch};
 use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, StoreExt, Ttl};
 use tokio::task::JoinHandle;
 
@@ -500,4 +500,71 @@ async fn one_who_began_a_connection_and_is_not_polled_keeps_nobody_waiting() {
     let second = tokio::time::timeout(Duration::from_secs(1), store.node(&at));
     assert_eq!(second.await.expect("an answer in time").unwrap(), None);
     assert_eq!(first.await.unwrap(), None);
+}
+
+/// Where the tag is the name: names are used again, but never one to which something may still
+/// happen.
+#[tokio::test]
+async fn a_name_is_used_again_unless_a_deletion_of_it_may_be_on_the_way() {
+    let etcd = quiet();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let lock = client(&proxy.url(), 10).lock("a");
+    let first = lock.acquire().await.unwrap();
+    let (name, token) = (first.key().clone(), first.token());
+    first.release().await.unwrap();
+    let second = lock.acquire().await.unwrap();
+    assert_eq!(second.key(), &name, "the name is free again");
+    assert!(second.token() > token);
+
+    // An old server without space takes nothing but a deletion that compares nothing. This one is
+    // answered by nobody, and then there is space again.
+    proxy.inject(Which::of("Txn", 1), Fault::NoSpace);
+    let late = Fault::Late(Duration::from_millis(400));
+    proxy.inject(Which::of("DeleteRange", 1), late);
+    second.release().await.unwrap();
+    let third = lock.acquire().await.unwrap();
+    assert_eq!(proxy.hits(), ["Txn", "DeleteRange"]);
+    assert_ne!(third.key(), &name, "what is late would take it");
+    proxy.quiesce().await;
+    assert!(third.is_held());
+    assert!(direct.node(third.key()).await.unwrap().is_some());
+
+    // Somebody deletes it, too short a time ago to be noticed: whatever that was, it can come again.
+    let name = third.key().clone();
+    direct.delete(Delete::new(name.clone())).await.unwrap();
+    let _ = third.release().await;
+    let fourth = lock.acquire().await.unwrap();
+    assert_ne!(fourth.key(), &name, "others delete it");
+    fourth.release().await.unwrap();
+    until_line(&direct, "a", 0).await;
+}
+
+/// The name of a ticket's mark.
+fn mark(ticket: &Key) -> String {
+    let parts = ticket.name().split('-');
+    let parts = parts.map(|it| u64::from_str_radix(it, 16).unwrap());
+    parts.map(|it| format!("{it:016x}")).collect()
+}
+
+/// Put there by a hand, or by a proxy that repeats what it should not.
+#[tokio::test]
+async fn a_name_that_is_not_free_any_more_is_left_for_a_fresh_one() {
+    let etcd = quiet();
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let (lock, cancelled) = (client(&etcd.url(), 10).lock("a"), key("/_cancelled"));
+    for taken in ["its place", "its mark"] {
+        let before = lock.acquire().await.unwrap();
+        let name = before.key().clone();
+        before.release().await.unwrap();
+        let at = match taken {
+            "its place" => name.clone(),
+            _ => cancelled.join(&mark(&name)).unwrap(),
+        };
+        direct.set(&at, "".into(), Expiry::Never).await.unwrap();
+        let guard = lock.acquire().timeout(LONG).await.unwrap();
+        assert_ne!(guard.key(), &name, "{taken}");
+        guard.release().await.unwrap();
+        until_line(&direct, "a", 0).await;
+    }
 }

@@ -152,7 +152,9 @@ impl Hold {
         self.token
     }
 
-    /// The key of the ticket that it is held by.
+    /// The key of the ticket that it is held by. On etcd v3 a lock that is released and soon taken
+    /// again may get the same one: what tells two holds apart is the [`token`](Self::token), and
+    /// [`Condition::Created`] of it compares with this one.
     pub fn key(&self) -> &Key {
         &self.key
     }
@@ -231,6 +233,9 @@ impl Hold {
 
     /// Writes a key in the same store if, and only if, this is still held *there*: one step
     /// that compares the ticket and writes. 1 write, 1 round trip.
+    ///
+    /// What is compared is when the ticket was created: one that somebody deleted and made anew is
+    /// not it, be it under the same lease; a value that somebody puts on top of it changes nothing.
     ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost): the ticket is gone, nothing was written.

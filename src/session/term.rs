@@ -108,6 +108,11 @@ impl Term {
         }
     }
 
+    /// What it is the term of.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// The value that the key has; of one that was sent and not answered the one before.
     pub(crate) fn value(&self) -> Bytes {
         self.lock().value.clone()

@@ -91,9 +91,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Idempotent: the node is found by its tag, so repeating this harms nobody. Succeeds when
     /// there is nothing (any more).
     ///
-    /// Where the tag is the name ([`Layout::Leased`]), a tag whose append was answered, and whose node
-    /// was removed, can be appended again: so with a [`Withdraw::node`] only the node of that
-    /// creation is removed, and what comes late harms no later one.
+    /// With a [`Withdraw::node`] only the node of that creation is removed. So where the tag is the
+    /// name ([`Layout::Leased`]) a tag can be appended again whose append was answered, and whose
+    /// node was removed by the first withdrawal that was tried: no repeat of these two can harm the
+    /// next node of that name. After a withdrawal that failed, or found nothing, take a fresh tag.
     ///
     /// # Errors
     /// `Unsupported` for [`Naming::Raw`], whose nodes have no tag to be found by.

@@ -11,8 +11,8 @@ use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Change, Commit, Committed, Condition, Delete, Deleted, Event, Expiry,
-    Filter, Freshness, Get, Grant, Granted, Naming, Node, Put, Renew, Renewed, Scope, Select,
-    Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Filter, Freshness, Get, Grant, Granted, Layout, Naming, Node, Put, Renew, Renewed, Scope,
+    Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag, Ttl};
 
@@ -45,17 +45,22 @@ struct Memory {
 impl Mutant {
     /// A store with this bug.
     pub(crate) fn new(bug: Bug) -> Self {
+        let layout = match bug {
+            Bug::WithdrawsALaterOne | Bug::MarksWhatIsKnown => Layout::Leased,
+            _ => Layout::Numbered,
+        };
         Self {
             bug: Some(bug),
-            ..Self::sane()
+            ..Self::sane(layout)
         }
     }
 
     /// A store without any.
-    pub(crate) fn sane() -> Self {
+    pub(crate) fn sane(layout: Layout) -> Self {
         let runtime = Runtime::on_tokio_time(1);
+        let store = Embedded::builder().runtime(runtime).layout(layout);
         Self {
-            store: Embedded::builder().runtime(runtime).build(),
+            store: store.build(),
             bug: None,
             modest: false,
             memory: Mutex::default(),
@@ -66,7 +71,7 @@ impl Mutant {
     pub(crate) fn modest() -> Self {
         Self {
             modest: true,
-            ..Self::sane()
+            ..Self::sane(Layout::Numbered)
         }
     }
 
@@ -251,6 +256,19 @@ impl Store for Mutant {
                     let deleted = self.store.delete(Delete::new(node.key)).await?;
                     return Ok(Withdrawn::new(deleted.index, true, true));
                 }
+            }
+            Some(Bug::WithdrawsALaterOne) => {
+                if let Some(node) = &withdraw.node
+                    && let Ok(deleted) = self.store.delete(Delete::new(node.key.clone())).await
+                {
+                    return Ok(Withdrawn::new(deleted.index, true, true));
+                }
+            }
+            Some(Bug::MarksWhatIsKnown) => {
+                let Withdraw {
+                    dir, tag, naming, ..
+                } = withdraw;
+                return self.store.withdraw(Withdraw::new(dir, tag, naming)).await;
             }
             Some(Bug::WithdrawsOnce) if !self.memory().tags.insert(withdraw.tag) => {
                 return Err(Error::new(ErrorKind::NotFound, "withdrawn already"));

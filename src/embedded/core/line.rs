@@ -116,8 +116,8 @@ impl Core {
         for key in keys {
             removed |= self.remove(Action::Delete, &key).is_some();
         }
-        // A tag is appended once: where its node is known no other can come, and a lock that is
-        // taken and given back all day leaves no marks.
+        // What made a known node was answered, so nothing of its append can come any more, and a
+        // lock that is taken and given back all day leaves no marks.
         if withdraw.node.is_none() {
             self.mark(withdraw.tag, life);
         }

@@ -33,6 +33,8 @@ impl Ticket {
                 }
                 Err(error) => error,
             };
+            // That attempt may still be under way.
+            self.waste_tag();
             let may_pass = error.is_transient() || error.is_ambiguous();
             if !may_pass || term.check().is_err() {
                 return Err(error);
@@ -63,7 +65,7 @@ impl Ticket {
     /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
     pub(super) fn step_back(&self) {
         if let State::InLine(seat) = &self.state {
-            self.session.detach(&seat.node.key);
+            self.session.detach(&seat.term);
             if seat.joined {
                 self.line.leaving(seat.position.clone());
             }

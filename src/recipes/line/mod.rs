@@ -4,14 +4,16 @@
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
 //! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to
 //! read and watch and who is admitted; [`driver`] does it; [`ticket`] is one place in the line, from
-//! before its append leaves until nothing of it is left, [`leave`] how it is given up, and [`volley`]
-//! several at once. Who is admitted is the line's [`Rule`]; that of [`shared`] lines has a machine and
-//! a driver of its own.
+//! before its append leaves until nothing of it is left, [`attempt`] one that does not wait, [`leave`]
+//! how a place is given up, and [`volley`] several at once. Who is admitted is the line's [`Rule`];
+//! that of [`shared`] lines has a machine and a driver of its own.
 
+mod attempt;
 mod driver;
 mod leave;
 mod machine;
 mod newcomers;
+mod recheck;
 mod rule;
 mod sentry;
 pub(crate) mod shared;
@@ -246,10 +248,10 @@ impl Line {
                 role: Role::Holding,
             } => {
                 let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
-                let key = ticket.position.key.clone();
+                let (key, ttl) = (ticket.position.key.clone(), ticket.ttl);
                 held.reserve_exact(1);
                 held.push(ticket.position);
-                lines.sentry.guard(&lines, key, charge);
+                lines.sentry.guard(&lines, key, charge, ttl);
                 None
             }
             Input::Leaving(position) | Input::Left(position, _) => {

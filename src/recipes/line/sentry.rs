@@ -7,22 +7,24 @@
 //! ```
 //!
 //! One task for all lines of a client, while anything is held: a short hold costs two turns at a
-//! mutex, a long one a watch. For stores whose watches share a connection.
+//! mutex, a long one a watch, and many together a [look](super::recheck) each TTL/2. For stores whose
+//! watches share a connection.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, abortable};
+use futures_util::future::{AbortHandle, BoxFuture, abortable};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 
-use super::Lines;
 use super::machine::SHORT_HOLD;
+use super::{Lines, recheck};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key};
+use crate::key::{Index, Key, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Announcer, Loss, Term};
 use crate::store::{Get, Store, Update, Watch};
@@ -38,10 +40,12 @@ pub(super) struct Sentry {
 }
 
 #[derive(Default)]
-struct Roster {
-    charges: BTreeMap<Key, Charge>,
+pub(super) struct Roster {
+    pub(super) charges: BTreeMap<Key, Charge>,
     /// In the order of time; some may be gone by now.
     newcomers: VecDeque<(Instant, Key, Index)>,
+    /// The shortest time-to-live of what was held since the task began.
+    shortest: Option<Ttl>,
     /// Whether the task runs.
     attended: bool,
 }
@@ -65,11 +69,16 @@ impl Charge {
             watch: None,
         }
     }
+
+    /// Whether it has been held for a while, and still is.
+    pub(super) fn is_settled(&self) -> bool {
+        self.watch.is_some() && self.term.check().is_ok()
+    }
 }
 
 impl Sentry {
-    /// Watches over a key from now on.
-    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge) {
+    /// Watches over a key from now on, which is held for so long at a time.
+    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge, ttl: Ttl) {
         let due = lines.runtime.clock.now() + SHORT_HOLD;
         let mut roster = self.lock();
         if roster.newcomers.is_empty() {
@@ -77,6 +86,7 @@ impl Sentry {
         }
         roster.newcomers.push_back((due, key.clone(), charge.at));
         roster.charges.insert(key, charge);
+        roster.shortest = Some(roster.shortest.map_or(ttl, |it| it.min(ttl)));
         if !std::mem::replace(&mut roster.attended, true) {
             lines.tasks.spawn(attend(lines.clone()));
         }
@@ -91,12 +101,20 @@ impl Sentry {
         Some(charge)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Roster> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Roster {
+    /// A look has not found this key, or one that was made since. What was given up meanwhile is
+    /// nobody's loss.
+    pub(super) fn found_gone(&self, key: &Key, at: Index) {
+        if let Some(charge) = self.charges.get(key).filter(|it| it.at == at) {
+            charge.term.lose(Loss::Deleted);
+        }
+    }
+
     /// Takes those that have been held for a while, and says when to come again.
     fn settle(
         &mut self,
@@ -118,9 +136,11 @@ impl Roster {
 
 /// Runs until nothing is held any more, or the client was shut down.
 async fn attend(lines: Arc<Lines>) {
+    let (clock, looks) = (&lines.runtime.clock, lines.store.about().commits);
     let mut watches = FuturesUnordered::new();
+    let (mut looking, mut looked) = (None, clock.now());
     loop {
-        let due = {
+        let (due, every) = {
             let mut roster = lines.sentry.lock();
             let due = roster.settle(lines.runtime.clock.now(), |key, charge| {
                 charge.announcer.announce();
@@ -134,14 +154,22 @@ async fn attend(lines: Arc<Lines>) {
                 watches.push(watch);
             });
             if due.is_none() && watches.is_empty() {
-                roster.attended = false;
+                (roster.attended, roster.shortest) = (false, None);
                 return;
             }
-            due
+            (due, roster.shortest.map(recheck::every))
         };
+        let look = every
+            .filter(|_| looks && looking.is_none())
+            .map(|every| looked + every);
+        if look.is_some_and(|look| clock.has_passed(look)) {
+            looked = clock.now();
+            looking = Some(recheck::look_at_all(lines.clone()).boxed());
+            continue;
+        }
         let wake = async {
-            match due {
-                Some(due) => lines.runtime.clock.sleep_until(due).await,
+            match due.into_iter().chain(look).min() {
+                Some(due) => clock.sleep_until(due).await,
                 None => std::future::pending().await,
             }
         };
@@ -149,10 +177,19 @@ async fn attend(lines: Arc<Lines>) {
             biased;
             () = lines.closed.cancelled() => return,
             Some(_) = watches.next() => {}
+            () = under_way(&mut looking) => looking = None,
             () = lines.sentry.news.notified() => {}
             () = wake => {}
         }
     }
+}
+
+/// The look that is under way; never returns if there is none.
+fn under_way(looking: &mut Option<BoxFuture<'static, ()>>) -> impl Future<Output = ()> {
+    poll_fn(|cx| match looking {
+        Some(look) => look.poll_unpin(cx),
+        None => Poll::Pending,
+    })
 }
 
 /// Returns when the key is gone.
@@ -166,7 +203,7 @@ async fn watch_over(lines: Arc<Lines>, key: Key, at: Index, term: Arc<Term>) {
         };
         tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
         // Seldom, and so not in the room that each of many takes.
-        match Box::pin(recover(&lines, &key, &error, pause)).await {
+        match Box::pin(recover(&lines, (&key, at), &error, pause)).await {
             Some(Some(index)) => from = index.next(),
             Some(None) => return term.lose(Loss::Deleted),
             None => {}
@@ -201,10 +238,10 @@ fn until_deleted<'a>(
 }
 
 /// Pauses; where the history is lost, or is another, looks: at which index the key is there, if it
-/// is.
+/// is. One of the same name that was made since is not it.
 async fn recover(
     lines: &Lines,
-    key: &Key,
+    (key, at): (&Key, Index),
     error: &Error,
     pause: Duration,
 ) -> Option<Option<Index>> {
@@ -218,5 +255,43 @@ async fn recover(
     }
     let view = lines.store.get(Get::node(key.clone()).keys_only()).await;
     let view = view.ok()?;
-    Some((!view.nodes.is_empty()).then_some(view.index))
+    let is_there = view.nodes.iter().any(|node| node.created == at);
+    Some(is_there.then_some(view.index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Clock;
+
+    fn at(millis: u64) -> Instant {
+        Instant::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_name_that_is_used_again_is_watched_when_its_new_ticket_has_been_held_for_a_while() {
+        let key = Key::new("/_locks/a/7-1").unwrap();
+        let mut roster = Roster::default();
+        let hold = |roster: &mut Roster, due, index| {
+            let index = Index::new(index).unwrap();
+            let term = Term::new(
+                key.clone(),
+                bytes::Bytes::new(),
+                Clock::boot(),
+                at(u64::MAX),
+            );
+            let charge = Charge::new(index, Arc::new(term), Announcer::unheard());
+            roster.newcomers.push_back((at(due), key.clone(), index));
+            roster.charges.insert(key.clone(), charge);
+        };
+        hold(&mut roster, 250, 10);
+        roster.charges.clear();
+        hold(&mut roster, 350, 14);
+        let mut watched = Vec::new();
+        let due = roster.settle(at(250), |_, charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (Some(at(350)), &[][..]));
+        let due = roster.settle(at(350), |_, charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (None, &[14][..]));
+        assert!(roster.newcomers.is_empty());
+    }
 }

@@ -16,7 +16,7 @@ use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::store::{
-    Append, Commit, Committed, Condition, Delete, Expiry, Node, Store, View, Withdrawn,
+    Append, Commit, Committed, Condition, Delete, Expiry, Layout, Node, Store, View, Withdrawn,
 };
 
 /// How many places are taken or given up in one step: what etcd takes in one transaction.
@@ -56,7 +56,10 @@ impl Ticket {
                 Ok(()) => {}
                 // It ended just now, and nothing was sent with it.
                 Err(error) if error.kind() == ErrorKind::Lost => continue,
-                Err(error) => return Err(error.during("append")),
+                Err(error) => {
+                    let error = error.during("append");
+                    return Err(dirs.iter().take(1).fold(error, Error::at));
+                }
             }
             let arm = |line| Self::armed(core, line, session.clone());
             let mut tickets: Vec<_> = lines.iter().map(arm).collect();
@@ -86,7 +89,7 @@ impl Ticket {
             let busy = dirs.iter().position(|dir| error.key() == Some(dir));
             match (error.kind(), busy) {
                 (ErrorKind::ConditionFailed, Some(place)) => {
-                    tickets.iter_mut().for_each(Self::was_not_used);
+                    tickets.iter().for_each(Self::was_not_used);
                     return Ok(Volley::Busy(place));
                 }
                 // The lease is gone; the next session has one of its own.
@@ -128,9 +131,8 @@ impl Ticket {
 
     /// The store said that it did nothing: this tag is as good as it was. (Should something have its
     /// name after all, whoever takes it next by itself finds that out.)
-    fn was_not_used(&mut self) {
-        self.reuse_tag();
-        if self.thrifty {
+    fn was_not_used(&self) {
+        if self.core.layout == Layout::Leased {
             self.session.spare(self.line.dir(), self.tag);
         }
     }
@@ -180,7 +182,7 @@ async fn leave_together(tickets: Vec<&mut Ticket>) -> Result<()> {
         Err(error) => {
             tracing::debug!(target: "tenure::line", %error, "not released together");
             // It may come late: what has the name then must not be a later ticket of ours.
-            tickets.into_iter().for_each(|it| it.thrifty = false);
+            tickets.into_iter().for_each(Ticket::waste_tag);
             Err(error)
         }
     }
