@@ -30,7 +30,7 @@ mod more_suite;
 #[macro_use]
 mod suite;
 
-use common::etcd::Etcd;
+use common::etcd::{Etcd, Options};
 use common::v3;
 use common::words::{key, value};
 use gate::{Gate, Pass};
@@ -476,5 +476,27 @@ async fn what_is_held_is_lost_within_half_a_term_of_a_deletion_that_nobody_told(
     assert!(next.unwrap().unwrap().token() > held[7].token());
     for (n, guard) in held.iter().enumerate() {
         assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_smaller_transactions_is_served_lock_by_lock() {
+    let server = Etcd::start_with(&Options {
+        v2: false,
+        args: vec!["--max-txn-ops".into(), "16".into()],
+        ..Options::default()
+    });
+    let client = Client::new(Etcd3::new(server.url()).unwrap());
+    let names: Vec<_> = (0..20).map(|it| format!("{it:02}")).collect();
+    let locks = client.lock_all(&names);
+    for _ in 0..2 {
+        let guard = locks.acquire().await.unwrap();
+        assert_eq!(guard.guards().len(), names.len());
+        guard.release().await.unwrap();
+        let tried = locks.try_acquire().await.unwrap();
+        tried.expect("all are free").release().await.unwrap();
+    }
+    for name in &names {
+        assert!(client.lock(name).contenders().await.unwrap().is_empty());
     }
 }
