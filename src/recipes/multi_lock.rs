@@ -148,11 +148,11 @@ impl MultiLock {
 
     /// Takes all of them if nobody is seen in any line; `None` if one is not free.
     ///
-    /// On etcd v3 and the embedded store in one step, so of two that try for the same locks one gets
-    /// them; where it is `None` nothing was taken for a moment. (That is for 64 locks: of more, those
-    /// before are given back.) A try costs 1 write, or, while the lock that was not free at the last
-    /// try of this value is still not free, 1 read. On etcd v2 one after the other, each as
-    /// [`Lock::try_acquire`].
+    /// On etcd v3 and the embedded store up to 64 in one step: of two that try for the same free locks
+    /// one gets them, and who does not get them has not taken one of them for a moment. A try costs 1
+    /// write; after one that failed 1 read, until the lock that was in the way is gone. Of more than
+    /// 64, and on etcd v2 of all, those that were taken before one that is not free are given back;
+    /// there each costs what [`Lock::try_acquire`] costs.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).

@@ -156,7 +156,8 @@ pub struct About {
     pub name: Arc<str>,
     /// How recipes' nodes are named and read back.
     pub layout: Layout,
-    /// Whether [`Store::commit`] works.
+    /// Whether [`Store::commit`] works; where [`cancels`](Self::cancels) holds too, also with
+    /// [`Operation::Append`] and [`Condition::Empty`].
     pub commits: bool,
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.
