@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ticket::{Seat, State, Ticket};
+use super::ticket::{State, Ticket};
 use crate::error::Result;
 use crate::session::Chore;
-use crate::store::{Naming, Node, Withdraw, Withdrawn};
+use crate::store::{Naming, Withdraw, Withdrawn};
 
 impl Ticket {
     /// Gives the place up and reports.
@@ -54,10 +54,7 @@ impl Ticket {
         let withdraw = Withdraw::new(dir, self.tag, Naming::Ticket).lease(self.session.lease());
         match &self.state {
             // A value that it had before, or will have, costs another look: it is found by its tag.
-            State::InLine(Seat { node, term, .. }) => withdraw.node(Node {
-                value: term.value(),
-                ..node.clone()
-            }),
+            State::InLine(seat) => withdraw.node(seat.node()),
             State::Armed | State::Disarmed => withdraw,
         }
     }

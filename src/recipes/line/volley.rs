@@ -71,7 +71,7 @@ impl Ticket {
                         let node = nodes.next().ok_or_else(not_whole)?;
                         ticket.answered = true;
                         let alone = View::new(node.created, vec![node.clone()]);
-                        ticket.enter(node, sent, Some(alone))?;
+                        ticket.enter(&node, sent, Some(alone))?;
                     }
                     tickets.iter_mut().try_for_each(|ticket| ticket.hold(1))?;
                     return Ok(Volley::Held(tickets));
@@ -169,8 +169,8 @@ async fn leave_together(tickets: Vec<&mut Ticket>) -> Result<()> {
     let mut commit = Commit::new();
     for ticket in &tickets {
         let Node { key, created, .. } = ticket.node()?;
-        let same = Condition::Created(*created);
-        commit = commit.delete(Delete::new(key.clone()).when(same));
+        let same = Condition::Created(created);
+        commit = commit.delete(Delete::new(key).when(same));
         ticket.step_back();
     }
     match core.store.commit(commit).await {
