@@ -107,6 +107,24 @@ impl LockGuard {
     }
 }
 
+impl LockGuard {
+    /// Gives several locks back, in this order; the first error is the one that is reported.
+    pub(super) async fn release_all(guards: Vec<Self>) -> Result<()> {
+        let taken_apart = guards.into_iter().map(|guard| {
+            let (key, token) = (guard.key().clone(), guard.token);
+            (guard.hold.ticket, (key, token, guard._counted))
+        });
+        let (tickets, locks): (Vec<_>, Vec<_>) = taken_apart.unzip();
+        let mut first = Ok(());
+        for (released, (key, token, _)) in Ticket::release_all(tickets).await.into_iter().zip(locks)
+        {
+            tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+            first = first.and(released.map_err(|error| error.during("release").at(&key)));
+        }
+        first
+    }
+}
+
 impl Deref for LockGuard {
     type Target = Hold;
 

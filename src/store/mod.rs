@@ -118,6 +118,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Applies all operations if all checks hold, or none.
     ///
+    /// With appends among them it is sent once, like an append; each can be
+    /// [withdrawn](Store::withdraw) by its tag, and where [`About::cancels`] holds a commit that
+    /// comes after that does nothing.
+    ///
     /// # Errors
     /// `ConditionFailed` names the first check that does not hold; `Unsupported` where
     /// [`About::commits`] is false.
@@ -153,7 +157,8 @@ pub struct About {
     pub name: Arc<str>,
     /// How recipes' nodes are named and read back.
     pub layout: Layout,
-    /// Whether [`Store::commit`] works.
+    /// Whether [`Store::commit`] works; where [`cancels`](Self::cancels) holds too, also with
+    /// [`Operation::Append`] and [`Condition::Empty`].
     pub commits: bool,
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.

@@ -2,11 +2,13 @@
 //!
 //! One [`Line`] per directory and client: one view of the line for all tickets of this process, and
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
-//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
-//! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to
+//! read and watch and who is admitted; [`driver`] does it; [`ticket`] is one place in the line, from
+//! before its append leaves until nothing of it is left, [`attempt`] one that does not wait, [`leave`]
+//! how a place is given up, and [`volley`] several at once. Who is admitted is the line's [`Rule`];
 //! that of [`shared`] lines has a machine and a driver of its own.
 
+mod attempt;
 mod driver;
 mod leave;
 mod machine;
@@ -16,6 +18,7 @@ mod rule;
 mod sentry;
 pub(crate) mod shared;
 mod ticket;
+mod volley;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use rule::{Refusal, Rule, Shared};
 use sentry::{Charge, Sentry};
 pub(crate) use ticket::Ticket;
+pub(crate) use volley::{MOST, Volley};
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
@@ -70,6 +74,16 @@ impl Lines {
             ranks,
             closed: CancellationToken::new(),
         })
+    }
+
+    /// Whether this process has tickets in the line at `dir`.
+    pub(crate) fn are_occupied(&self, dir: &Key) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = open.get(&(dir.clone(), Rule::Exclusive));
+        let line = line.and_then(Weak::upgrade);
+        // This may be its last handle by now, and then it takes itself out.
+        drop(open);
+        line.is_some_and(|line| line.is_occupied())
     }
 
     /// Ends the tasks of all lines, whoever still has a handle.
