@@ -111,6 +111,14 @@ bugs! { Bug, BUGS:
     NamesTheWrongCheck => "a_commit_whose_check_fails_does_nothing_and_names_it",
     CommitsOneByOne => "a_commit_whose_operation_fails_does_nothing",
     DeniesAndCommits => "a_store_without_commits_says_so_and_changes_nothing",
+    AppendsOneByOne => "appends_of_a_commit_are_all_or_none",
+    AppendsPastMarks => "appends_of_a_commit_are_all_or_none",
+    AppendsOnlyTheFirst => "a_commit_appends_as_an_append_does",
+    ForgetsTheBodies => "a_commit_appends_as_an_append_does",
+    IgnoresEmpty => "a_commit_into_empty_lines_finds_them_empty",
+    EmptyIsMissing => "a_commit_into_empty_lines_finds_them_empty",
+    NamesTheWrongLine => "a_commit_into_empty_lines_finds_them_empty",
+    AppendsRawTogether => "what_a_commit_cannot_do_is_refused_by_its_kind",
 }
 
 // In a store that renews key by key.

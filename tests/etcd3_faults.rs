@@ -263,6 +263,7 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
     let holder = client(&proxy.url(), 3);
     let kept = holder.lock("kept").acquire().await.unwrap();
     let given = holder.lock("given").acquire().await.unwrap();
+    let several = holder.lock_all(["one", "two"]).acquire().await.unwrap();
     let waits = client(&etcd.url(), 3);
     let lock = waits.lock("given");
     let waiter = tokio::spawn(async move { lock.acquire().await });
@@ -288,10 +289,13 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
 
     let asked = clock.now();
     for client in [&holder, &waits] {
-        let error = client.lock("new").acquire().await.unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("NOSPACE"), "{:?} {text}", error.kind());
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+        let one = client.lock("new").acquire().await.unwrap_err();
+        let locks = client.lock_all(["new", "newer"]);
+        for error in [one, locks.acquire().await.unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("NOSPACE"), "{:?} {text}", error.kind());
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+        }
     }
     let took = clock.now().since(asked);
     assert!(took < Duration::from_secs(1), "refused after {took:?}");
@@ -306,7 +310,8 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
     let next = tokio::time::timeout(Duration::from_secs(1), waiter).await;
     next.unwrap().unwrap().unwrap().release().await.unwrap();
     kept.release().await.unwrap();
-    for name in ["kept", "given", "new"] {
+    several.release().await.unwrap();
+    for name in ["kept", "given", "one", "two", "new", "newer"] {
         until_line(&direct, name, 0).await;
     }
 

@@ -2,6 +2,7 @@
 //! its v3 API.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,7 +31,7 @@ mod more_suite;
 #[macro_use]
 mod suite;
 
-use common::etcd::Etcd;
+use common::etcd::{Etcd, Options};
 use common::v3;
 use common::wait::{LONG, until};
 use common::words::{key, value};
@@ -462,4 +463,82 @@ async fn what_is_held_is_lost_within_half_a_term_of_a_deletion_that_nobody_told(
     for (n, guard) in held.iter().enumerate() {
         assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_smaller_transactions_is_served_lock_by_lock() {
+    let server = Etcd::start_with(&Options {
+        v2: false,
+        args: vec!["--max-txn-ops".into(), "16".into()],
+        ..Options::default()
+    });
+    let client = Client::new(Etcd3::new(server.url()).unwrap());
+    let names: Vec<_> = (0..20).map(|it| format!("{it:02}")).collect();
+    let locks = client.lock_all(&names);
+    for _ in 0..2 {
+        let guard = locks.acquire().await.unwrap();
+        assert_eq!(guard.guards().len(), names.len());
+        guard.release().await.unwrap();
+        let tried = locks.try_acquire().await.unwrap();
+        tried.expect("all are free").release().await.unwrap();
+    }
+    for name in &names {
+        assert!(client.lock(name).contenders().await.unwrap().is_empty());
+    }
+}
+
+/// The other program takes one lock inside the other, in the order of keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_locks_at_once_and_etcdctl_inside_etcdctl_get_their_turns() {
+    const ROUNDS: usize = 12;
+    let server = Etcd::start();
+    let held = std::env::temp_dir().join(format!("tenure-several-{}", std::process::id()));
+    let (place, url) = (held.to_str().unwrap().to_owned(), server.url());
+    let theirs = tokio::task::spawn_blocking(move || {
+        let inner = format!("mkdir {place} || echo two hold; sleep 0.005; rmdir {place}");
+        for _ in 0..ROUNDS {
+            let outcome = std::process::Command::new("timeout")
+                .args([
+                    "60",
+                    "etcdctl",
+                    "lock",
+                    "/_locks/a",
+                    "--",
+                    "etcdctl",
+                    "lock",
+                ])
+                .args(["/_locks/b", "--", "sh", "-c", &inner])
+                .env("ETCDCTL_API", "3")
+                .env("ETCDCTL_ENDPOINTS", &url)
+                .output()
+                .unwrap();
+            assert!(outcome.status.success(), "{outcome:?}");
+            assert!(outcome.stdout.is_empty(), "{outcome:?}");
+        }
+    });
+    let mut ours = JoinSet::new();
+    let over = Arc::new(AtomicUsize::new(0));
+    for names in [["a", "b"], ["b", "a"]] {
+        let client = v3::client(&server.url(), LONG);
+        let (held, over) = (held.clone(), over.clone());
+        ours.spawn(async move {
+            let (locks, mut turns) = (client.lock_all(names), 0);
+            while over.load(Ordering::SeqCst) == 0 {
+                let guard = tokio::time::timeout(LONG, locks.acquire().into_future()).await;
+                let guard = guard.expect("its turn").unwrap();
+                std::fs::create_dir(&held).expect("two hold");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                std::fs::remove_dir(&held).unwrap();
+                guard.release().await.unwrap();
+                turns += 1;
+            }
+            turns
+        });
+    }
+    let outcome = tokio::time::timeout(LONG * 2, theirs).await;
+    over.store(1, Ordering::SeqCst);
+    outcome.expect("their turns").unwrap();
+    let turns = ours.join_all().await;
+    println!("etcdctl in etcdctl: {ROUNDS} turns; ours: {turns:?}");
+    assert!(turns.iter().all(|it| *it >= ROUNDS / 2), "{turns:?}");
 }

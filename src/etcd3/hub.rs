@@ -5,15 +5,16 @@
 //! server still has.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::asks::Asked;
 use super::driver::Driver;
 use super::stream::Run;
 use super::watch::Following;
@@ -50,6 +51,7 @@ pub(super) enum Order {
 /// A watch, and who reads it.
 pub(super) struct Seat {
     pub(super) following: Following,
+    pub(super) asked: Asked,
     letterbox: Letterbox,
 }
 
@@ -142,27 +144,54 @@ impl Letterbox {
     }
 
     /// The next, as soon as there is one; `None` when all is read and nothing more will come.
-    async fn next(&self) -> Option<Told> {
-        poll_fn(|cx| {
-            let mut letters = self.lock();
-            if let Some(told) = letters.told.pop_front() {
-                letters.weight = letters.weight.saturating_sub(told.weight());
-                if letters.told.is_empty() {
-                    letters.told = VecDeque::new();
-                }
-                return Poll::Ready(Some(told));
+    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Told>> {
+        let mut letters = self.lock();
+        if let Some(told) = letters.told.pop_front() {
+            letters.weight = letters.weight.saturating_sub(told.weight());
+            if letters.told.is_empty() {
+                letters.told = VecDeque::new();
             }
-            if letters.closed {
-                return Poll::Ready(None);
-            }
-            letters.reader = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
+            return Poll::Ready(Some(told));
+        }
+        if letters.closed {
+            return Poll::Ready(None);
+        }
+        letters.reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn lock(&self) -> MutexGuard<'_, Letters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A watch of this store, opened when it is first polled.
+pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
+    Reading::Unopened(driver, watch).boxed()
+}
+
+/// A watch, as its owner has it. By hand: combinators would take 150 bytes more of each.
+enum Reading {
+    Unopened(Arc<Driver>, Watch),
+    Open(Reader),
+    Ended,
+}
+
+impl Stream for Reading {
+    type Item = Result<Update>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Self::Unopened(driver, watch) = &*self {
+            *self = Self::Open(driver.watches.open(driver, watch.clone()));
+        }
+        let Self::Open(reader) = &*self else {
+            return Poll::Ready(None);
+        };
+        let update = ready!(reader.poll_next(cx));
+        if update.is_err() {
+            *self = Self::Ended;
+        }
+        Poll::Ready(Some(update))
     }
 }
 
@@ -173,20 +202,6 @@ struct Reader {
     letterbox: Letterbox,
     /// With the last watch and the last store the task ends.
     _driver: Arc<Driver>,
-}
-
-/// A watch of this store, opened when it is first polled.
-pub(super) fn updates(driver: Arc<Driver>, watch: Watch) -> Updates {
-    let start = async move { driver.watches.open(&driver, watch) };
-    let read = |reader| {
-        stream::unfold(Some(reader), async |reader| {
-            let mut reader: Reader = reader?;
-            let update = reader.next().await;
-            let next = update.is_ok().then_some(reader);
-            Some((update, next))
-        })
-    };
-    stream::once(start).flat_map(read).boxed()
 }
 
 impl Hub {
@@ -202,6 +217,7 @@ impl Hub {
         let letterbox = Letterbox::default();
         let seat = Box::new(Seat {
             following: Following::new(watch),
+            asked: Asked::default(),
             letterbox: letterbox.clone(),
         });
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,17 +253,18 @@ impl Hub {
 }
 
 impl Reader {
-    async fn next(&mut self) -> Result<Update> {
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Update>> {
         loop {
-            match self.letterbox.next().await {
-                Some(Told::Update(update)) => return update,
+            match ready!(self.letterbox.poll_next(cx)) {
+                Some(Told::Update(update)) => return Poll::Ready(update),
                 Some(Told::Lagging) => {
                     let _ = self.orders.send(Order::Resume(self.id));
                 }
                 None => {
                     let text = "the task of the watches has ended, with the runtime in which the \
                                 first was opened";
-                    return Err(Error::new(ErrorKind::Closed, text).during("watch"));
+                    let error = Error::new(ErrorKind::Closed, text).during("watch");
+                    return Poll::Ready(Err(error));
                 }
             }
         }

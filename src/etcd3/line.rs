@@ -263,14 +263,14 @@ impl Driver {
 }
 
 /// Where the append of a tag goes.
-fn place(dir: &Key, tag: Tag, naming: Naming) -> Result<Key> {
+pub(super) fn place(dir: &Key, tag: Tag, naming: Naming) -> Result<Key> {
     match naming {
         Naming::Ticket => dir.join(&Layout::leased_name(tag)),
         Naming::Tag | Naming::Raw => dir.join(&tag.to_string()),
     }
 }
 
-fn put(key: &Key, value: &Bytes, lease: Option<LeaseId>) -> Request {
+pub(super) fn put(key: &Key, value: &Bytes, lease: Option<LeaseId>) -> Request {
     Request::Put(PutRequest {
         key: bytes(key),
         value: value.clone(),

@@ -26,7 +26,6 @@ use crate::store::{Commit, Condition, Delete, Expiry, Put, Store};
 pub struct Hold {
     ticket: Ticket,
     term: Arc<Term>,
-    key: Key,
     token: u64,
 }
 
@@ -101,10 +100,28 @@ impl LockGuard {
     /// # Cancel safety
     /// Dropping the future leaves the rest to the background.
     pub async fn release(self) -> Result<()> {
-        let (key, token) = (self.key.clone(), self.token);
+        let (key, token) = (self.key().clone(), self.token);
         let released = self.hold.give_back().await;
         tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
         released
+    }
+}
+
+impl LockGuard {
+    /// Gives several locks back, in this order; the first error is the one that is reported.
+    pub(super) async fn release_all(guards: Vec<Self>) -> Result<()> {
+        let taken_apart = guards.into_iter().map(|guard| {
+            let (key, token) = (guard.key().clone(), guard.token);
+            (guard.hold.ticket, (key, token, guard._counted))
+        });
+        let (tickets, locks): (Vec<_>, Vec<_>) = taken_apart.unzip();
+        let mut first = Ok(());
+        for (released, (key, token, _)) in Ticket::release_all(tickets).await.into_iter().zip(locks)
+        {
+            tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+            first = first.and(released.map_err(|error| error.during("release").at(&key)));
+        }
+        first
     }
 }
 
@@ -119,11 +136,10 @@ impl Deref for LockGuard {
 impl Hold {
     pub(super) fn new(ticket: Ticket) -> Result<Self> {
         let term = ticket.term()?.clone();
-        let (key, token) = (ticket.node()?.key.clone(), ticket.sequence()?.get());
+        let token = ticket.sequence()?.get();
         Ok(Self {
             ticket,
             term,
-            key,
             token,
         })
     }
@@ -138,7 +154,7 @@ impl Hold {
     /// again may get the same one: what tells two holds apart is the [`token`](Self::token), and
     /// [`Condition::Created`] of it compares with this one.
     pub fn key(&self) -> &Key {
-        &self.key
+        self.term.key()
     }
 
     /// Until when it is surely held, by the [`Clock`](crate::runtime::Clock) of the client
@@ -189,13 +205,13 @@ impl Hold {
     pub async fn run<F: Future>(&self, future: F) -> Result<F::Output> {
         run_under(&self.term, future)
             .await
-            .map_err(|error| error.at(&self.key))
+            .map_err(|error| error.at(self.key()))
     }
 
     /// Renews it now, with this time-to-live from now on. Only for a lock whose session is its own.
     pub(super) async fn renew(&self, ttl: Ttl) -> Result<()> {
         let renewed = self.ticket.renew(ttl).await;
-        renewed.map_err(|error| error.during("renew").at(&self.key))
+        renewed.map_err(|error| error.during("renew").at(self.key()))
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
@@ -210,7 +226,7 @@ impl Hold {
     /// Gives the place in line back: what each guard's release does.
     pub(super) async fn give_back(self) -> Result<()> {
         let released = self.ticket.release().await;
-        released.map_err(|error| error.during("release").at(&self.key))
+        released.map_err(|error| error.during("release").at(self.term.key()))
     }
 
     /// Writes a key in the same store if, and only if, this is still held *there*: one step
@@ -304,7 +320,7 @@ impl fmt::Debug for LockGuard {
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hold")
-            .field("key", &self.key)
+            .field("key", self.key())
             .field("token", &self.token)
             .field("state", &self.state())
             .finish_non_exhaustive()

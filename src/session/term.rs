@@ -109,7 +109,7 @@ impl Term {
     }
 
     /// What it is the term of.
-    pub(super) fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &Key {
         &self.key
     }
 

@@ -58,7 +58,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The children of a file are none, or `NotADirectory` where the store can tell. The tree of a
     /// file is the file.
     ///
-    /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
+    /// Cost: 1 round trip, and on etcd v3 another for a node that is not there; on etcd v2 a
+    /// [`Freshness::Linearizable`] read is also a proposal.
     ///
     /// # Errors
     /// `ClusterChanged` when the store never reached the index asked for; what every read can meet:
@@ -117,6 +118,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Applies all operations if all checks hold, or none.
     ///
+    /// With appends among them it is sent once, like an append; each can be
+    /// [withdrawn](Store::withdraw) by its tag, and where [`About::cancels`] holds a commit that
+    /// comes after that does nothing.
+    ///
     /// # Errors
     /// `ConditionFailed` names the first check that does not hold; `Unsupported` where
     /// [`About::commits`] is false.
@@ -152,7 +157,8 @@ pub struct About {
     pub name: Arc<str>,
     /// How recipes' nodes are named and read back.
     pub layout: Layout,
-    /// Whether [`Store::commit`] works.
+    /// Whether [`Store::commit`] works; where [`cancels`](Self::cancels) holds too, also with
+    /// [`Operation::Append`] and [`Condition::Empty`].
     pub commits: bool,
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.

@@ -11,16 +11,19 @@ use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Change, Commit, Committed, Condition, Delete, Deleted, Event, Expiry,
-    Filter, Freshness, Get, Grant, Granted, Layout, Naming, Node, Operation, Put, Renew, Renewed,
-    Scope, Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Filter, Freshness, Get, Grant, Granted, Layout, Naming, Node, Put, Renew, Renewed, Scope,
+    Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag, Ttl};
 
 use super::Bug;
 
+#[path = "mutant_commits.rs"]
+mod commits;
 #[path = "mutant_trees.rs"]
 mod trees;
 
+use commits::bend_commit;
 use trees::bend_tree;
 
 #[derive(Debug)]
@@ -94,25 +97,6 @@ impl Mutant {
             }
             (_, when) => when,
         }
-    }
-
-    async fn commit_one_by_one(&self, commit: Commit) -> Result<Committed> {
-        let (mut nodes, mut last) = (Vec::new(), None);
-        for operation in commit.operations {
-            match operation {
-                Operation::Put(put) => {
-                    let node = self.store.put(put).await?.node;
-                    last = Some(node.modified);
-                    nodes.push(Some(node));
-                }
-                Operation::Delete(delete) => {
-                    last = Some(self.store.delete(delete).await?.index);
-                    nodes.push(None);
-                }
-                _ => unreachable!("there are two operations"),
-            }
-        }
-        Ok(Committed::new(last.unwrap(), nodes))
     }
 }
 
@@ -454,27 +438,10 @@ impl Store for Mutant {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        match self.bug {
-            _ if self.modest => Err(Error::new(ErrorKind::Unsupported, "no commits here")),
-            Some(Bug::CommitsHalf) => match self.store.commit(commit.clone()).await {
-                Err(error) => {
-                    drop(self.commit_one_by_one(commit).await);
-                    Err(error)
-                }
-                answer => answer,
-            },
-            Some(Bug::NamesTheWrongCheck) => {
-                let last = commit.checks.last().map(|check| check.key.clone());
-                let answer = self.store.commit(commit).await;
-                answer.map_err(|error| error.relocate(last.and_then(|key| key.parent())))
-            }
-            Some(Bug::CommitsOneByOne) => self.commit_one_by_one(commit).await,
-            Some(Bug::DeniesAndCommits) => {
-                drop(self.store.commit(commit).await);
-                Err(Error::new(ErrorKind::Unsupported, "no commits here"))
-            }
-            _ => self.store.commit(commit).await,
+        if self.modest {
+            return Err(Error::new(ErrorKind::Unsupported, "no commits here"));
         }
+        bend_commit(&self.store, self.bug, commit).await
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::machine::{Effect, Machine, Wants};
 use super::newcomers::Newcomers;
-use super::{Input, Joining, Line, Lines, Role, Rule};
+use super::{Input, Joining, Line, Lines, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Ttl};
 use crate::runtime::{Entropy, Instant};
@@ -24,12 +23,12 @@ use crate::store::{Change, Freshness, Get, Layout, Store, Update, Updates, View,
 /// Runs until the last handle on the line is gone, or the client was shut down.
 pub(super) async fn drive(
     lines: Arc<Lines>,
+    line: Weak<Line>,
     dir: Key,
     ttl: Ttl,
-    pending: Arc<AtomicUsize>,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
-    let mut driver = Driver::new(lines, dir, ttl, pending);
+    let mut driver = Driver::new(lines, line, dir, ttl);
     loop {
         driver.tell();
         let wake = driver.arrange();
@@ -58,6 +57,7 @@ pub(super) type Listing = BoxFuture<'static, Result<View>>;
 
 struct Driver {
     lines: Arc<Lines>,
+    line: Weak<Line>,
     dir: Key,
     layout: Layout,
     machine: Machine,
@@ -69,8 +69,6 @@ struct Driver {
     eye: Option<Updates>,
     /// Keeps the line, and so this task, while it is followed.
     warm: Option<Arc<Line>>,
-    /// How many appends are under way whose answer may be older than what was told.
-    pending: Arc<AtomicUsize>,
     /// No read or watch is begun while it lasts: the last one failed.
     pause: Pause,
     /// Bounds how long a lost event can go unnoticed.
@@ -90,13 +88,14 @@ struct KeyWatch {
 }
 
 impl Driver {
-    fn new(lines: Arc<Lines>, dir: Key, ttl: Ttl, pending: Arc<AtomicUsize>) -> Self {
+    fn new(lines: Arc<Lines>, line: Weak<Line>, dir: Key, ttl: Ttl) -> Self {
         let recheck_every = ttl.get() / 2;
         let recheck = lines.runtime.clock.now() + recheck_every;
         let about = lines.store.about();
         Self {
             layout: about.layout,
             lines,
+            line,
             dir,
             machine: Machine::new(about.ranks),
             tickets: BTreeMap::new(),
@@ -105,7 +104,6 @@ impl Driver {
             watches: BTreeMap::new(),
             eye: None,
             warm: None,
-            pending,
             pause: Pause::default(),
             recheck_every,
             recheck,
@@ -209,11 +207,7 @@ impl Driver {
             self.machine.shut();
         }
         self.warm = follow
-            .then(|| {
-                self.warm
-                    .take()
-                    .or_else(|| self.lines.find(&self.dir, &Rule::Exclusive))
-            })
+            .then(|| self.warm.take().or_else(|| self.line.upgrade()))
             .flatten();
         let mut next = wake.map_or(self.recheck, |wake| wake.min(self.recheck));
         let is_here = |position: &_| self.tickets.contains_key(position);
@@ -251,7 +245,7 @@ impl Driver {
     fn forget_what_nobody_asks_for(&mut self, inputs: &mpsc::UnboundedReceiver<Input>) {
         if self.machine.remembers()
             && self.listing.is_none()
-            && self.pending.load(Ordering::SeqCst) == 0
+            && self.line.upgrade().is_none_or(|line| !line.expects())
             && inputs.is_empty()
         {
             self.machine.caught_up();

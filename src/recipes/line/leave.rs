@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ticket::{Seat, State, Ticket};
+use super::ticket::{State, Ticket};
 use crate::error::Result;
 use crate::session::Chore;
-use crate::store::{Naming, Node, Withdraw, Withdrawn};
+use crate::store::{Naming, Withdraw, Withdrawn};
 
 impl Ticket {
     /// Gives the place up and reports.
@@ -54,16 +54,13 @@ impl Ticket {
         let withdraw = Withdraw::new(dir, self.tag, Naming::Ticket).lease(self.session.lease());
         match &self.state {
             // A value that it had before, or will have, costs another look: it is found by its tag.
-            State::InLine(Seat { node, term, .. }) => withdraw.node(Node {
-                value: term.value(),
-                ..node.clone()
-            }),
+            State::InLine(seat) => withdraw.node(seat.node()),
             State::Armed | State::Disarmed => withdraw,
         }
     }
 
     /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
-    fn step_back(&self) {
+    pub(super) fn step_back(&self) {
         if let State::InLine(seat) = &self.state {
             self.session.detach(&seat.term);
             if seat.joined {
@@ -73,7 +70,7 @@ impl Ticket {
     }
 
     /// Nothing is left of it in the store.
-    fn released(&mut self, withdrawn: Withdrawn) {
+    pub(super) fn released(&mut self, withdrawn: Withdrawn) {
         self.core.saw(withdrawn.index);
         let spare = self.is_spare() && withdrawn.removed;
         if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)

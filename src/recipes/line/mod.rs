@@ -2,11 +2,13 @@
 //!
 //! One [`Line`] per directory and client: one view of the line for all tickets of this process, and
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
-//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
-//! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to
+//! read and watch and who is admitted; [`driver`] does it; [`ticket`] is one place in the line, from
+//! before its append leaves until nothing of it is left, [`attempt`] one that does not wait, [`leave`]
+//! how a place is given up, and [`volley`] several at once. Who is admitted is the line's [`Rule`];
 //! that of [`shared`] lines has a machine and a driver of its own.
 
+mod attempt;
 mod driver;
 mod leave;
 mod machine;
@@ -16,6 +18,7 @@ mod rule;
 mod sentry;
 pub(crate) mod shared;
 mod ticket;
+mod volley;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use rule::{Refusal, Rule, Shared};
 use sentry::{Charge, Sentry};
 pub(crate) use ticket::Ticket;
+pub(crate) use volley::{MOST, Volley};
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
@@ -72,10 +76,14 @@ impl Lines {
         })
     }
 
-    /// The line at `dir`, if there is one.
-    fn find(&self, dir: &Key, rule: &Rule) -> Option<Arc<Line>> {
+    /// Whether this process has tickets in the line at `dir`.
+    pub(crate) fn are_occupied(&self, dir: &Key) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(&(dir.clone(), rule.clone()))?.upgrade()
+        let line = open.get(&(dir.clone(), Rule::Exclusive));
+        let line = line.and_then(Weak::upgrade);
+        // This may be its last handle by now, and then it takes itself out.
+        drop(open);
+        line.is_some_and(|line| line.is_occupied())
     }
 
     /// Ends the tasks of all lines, whoever still has a handle.
@@ -95,9 +103,9 @@ impl Lines {
             dir: dir.clone(),
             rule,
             ttl,
-            inbox: Mutex::new(Inbox::Resting(Vec::new())),
+            inbox: Mutex::new(Inbox::Resting(None)),
             tickets: AtomicUsize::new(0),
-            pending: Arc::default(),
+            pending: AtomicUsize::new(0),
             lines: Arc::downgrade(self),
         });
         if !rests {
@@ -118,23 +126,23 @@ pub(crate) struct Line {
     /// keeps its view without any.
     tickets: AtomicUsize,
     /// How many appends are under way, or answered and have not joined.
-    pending: Arc<AtomicUsize>,
+    pending: AtomicUsize,
     lines: Weak<Lines>,
 }
 
 /// An append that is under way, until its ticket has joined or is given up.
-pub(super) struct Pending(Arc<AtomicUsize>);
+pub(super) struct Pending(Arc<Line>);
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.pending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// Where what happens goes.
 enum Inbox {
-    /// Nobody waits, and no task runs: these are held, and the sentry watches over them.
-    Resting(Vec<Position>),
+    /// Nobody waits, and no task runs: this is held, and the sentry watches over it.
+    Resting(Option<Position>),
     Running(mpsc::UnboundedSender<Input>),
 }
 
@@ -152,7 +160,7 @@ struct Joining {
     at: Index,
     term: Arc<Term>,
     /// The line at `at` or later, if it is known.
-    known: Option<View>,
+    known: Option<Box<View>>,
     /// Bounds how long a lost event can go unnoticed.
     ttl: Ttl,
     /// Says whose it is, once it has been here for a while.
@@ -177,40 +185,45 @@ impl Line {
     }
 
     /// To be called before an append is sent.
-    fn expect(&self) -> Pending {
+    fn expect(self: &Arc<Self>) -> Pending {
         self.pending.fetch_add(1, Ordering::SeqCst);
-        Pending(self.pending.clone())
+        Pending(self.clone())
+    }
+
+    /// Whether an append is under way, or answered and has not joined.
+    fn expects(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) > 0
     }
 
     /// Joins the view and waits to be told.
-    fn join_waiting(&self, ticket: Joining) -> oneshot::Receiver<Result<u32>> {
+    fn join_waiting(self: &Arc<Self>, ticket: Joining) -> oneshot::Receiver<Result<u32>> {
         let (admitted, admission) = oneshot::channel();
         self.join(ticket, Role::Waiting(admitted));
         admission
     }
 
     /// Joins the view as one that is admitted.
-    fn join_holding(&self, ticket: Joining) {
+    fn join_holding(self: &Arc<Self>, ticket: Joining) {
         self.join(ticket, Role::Holding);
     }
 
-    fn join(&self, ticket: Joining, role: Role) {
+    fn join(self: &Arc<Self>, ticket: Joining, role: Role) {
         self.tickets.fetch_add(1, Ordering::AcqRel);
         self.tell(Input::Join { ticket, role });
     }
 
     /// A ticket that joined is being taken back.
-    fn leaving(&self, position: Position) {
+    fn leaving(self: &Arc<Self>, position: Position) {
         self.tell(Input::Leaving(position));
     }
 
     /// A ticket that joined is gone.
-    fn left(&self, position: Position, withdrawn: Withdrawn) {
+    fn left(self: &Arc<Self>, position: Position, withdrawn: Withdrawn) {
         self.tickets.fetch_sub(1, Ordering::AcqRel);
         self.tell(Input::Left(position, withdrawn));
     }
 
-    fn tell(&self, input: Input) {
+    fn tell(self: &Arc<Self>, input: Input) {
         let mut inbox = self.lock();
         let input = match &mut *inbox {
             Inbox::Running(_) => Some(input),
@@ -229,46 +242,42 @@ impl Line {
     }
 
     /// Notes what is held or given back; what needs the task is returned.
-    fn rest(&self, held: &mut Vec<Position>, input: Input) -> Option<Input> {
+    fn rest(&self, held: &mut Option<Position>, input: Input) -> Option<Input> {
         // A client that is gone watches over nothing.
         let lines = self.lines.upgrade()?;
         match input {
             Input::Join {
                 ticket,
                 role: Role::Holding,
-            } => {
+            } if held.is_none() => {
                 let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
                 let (key, ttl) = (ticket.position.key.clone(), ticket.ttl);
-                held.reserve_exact(1);
-                held.push(ticket.position);
+                *held = Some(ticket.position);
                 lines.sentry.guard(&lines, key, charge, ttl);
                 None
             }
             Input::Leaving(position) | Input::Left(position, _) => {
-                held.retain(|it| *it != position);
+                held.take_if(|it| *it == position);
                 lines.sentry.dismiss(&position.key);
                 None
             }
-            Input::Join {
-                role: Role::Waiting(_),
-                ..
-            } => Some(input),
+            // One more: the task can tell them apart.
+            Input::Join { .. } => Some(input),
         }
     }
 
     /// Begins the task, if there is none, and hands it what is held.
-    fn start(&self, lines: &Arc<Lines>) {
+    fn start(self: &Arc<Self>, lines: &Arc<Lines>) {
         let mut inbox = self.lock();
         let Inbox::Resting(held) = &mut *inbox else {
             return;
         };
-        let held = std::mem::take(held);
+        let held = held.take();
         let (task, inputs) = mpsc::unbounded_channel();
         let ttl = self.ttl;
-        for position in held {
-            let Some(charge) = lines.sentry.dismiss(&position.key) else {
-                continue;
-            };
+        if let Some(position) = held
+            && let Some(charge) = lines.sentry.dismiss(&position.key)
+        {
             let ticket = Joining {
                 position,
                 at: charge.at,
@@ -280,14 +289,14 @@ impl Line {
             let role = Role::Holding;
             let _ = task.send(Input::Join { ticket, role });
         }
+        let line = Arc::downgrade(self);
         match self.rule.clone() {
             Rule::Exclusive => {
-                let (dir, pending) = (self.dir.clone(), self.pending.clone());
-                let drive = driver::drive(lines.clone(), dir, ttl, pending, inputs);
+                let drive = driver::drive(lines.clone(), line, self.dir.clone(), ttl, inputs);
                 lines.tasks.spawn(drive);
             }
             Rule::Shared(place) => {
-                let drive = shared::driver::drive(lines.clone(), place, ttl, inputs);
+                let drive = shared::driver::drive(lines.clone(), line, place, ttl, inputs);
                 lines.tasks.spawn(drive);
             }
         }

@@ -1,5 +1,7 @@
 //! Who of a line is admitted: what must be read to tell, and what a reading tells.
 
+use std::sync::Arc;
+
 use super::shared::picture::Picture;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, Position};
@@ -11,7 +13,7 @@ pub(crate) enum Rule {
     /// The first alone.
     Exclusive,
     /// Each whose weight fits into a limit together with all before it.
-    Shared(Shared),
+    Shared(Arc<Shared>),
 }
 
 /// Where the parts of a shared line are: tickets and limit under one root, so that one reading

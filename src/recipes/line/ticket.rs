@@ -17,13 +17,13 @@ use super::rule::Verdict;
 use super::{Joining, Line, Pending, Rule};
 use crate::client::{Core, Keep};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, Position, Sequence, Tag, Ttl};
+use crate::key::{Index, Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Loss, Session, Term};
-use crate::store::{Append, Appended, Expiry, Freshness, Get, Layout, Node, View};
+use crate::store::{Append, Appended, Expiry, Freshness, Layout, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
-const APPENDS: usize = 3;
+pub(super) const APPENDS: usize = 3;
 
 /// A place in a line. Dropping it gives the place up.
 pub(crate) struct Ticket {
@@ -37,7 +37,7 @@ pub(crate) struct Ticket {
     /// Whether its tag was used before.
     reused: bool,
     /// Whether its append was answered, and so cannot come later.
-    answered: bool,
+    pub(super) answered: bool,
     /// Whether its tag is of use again once it is gone.
     thrifty: bool,
 }
@@ -51,16 +51,25 @@ pub(super) enum State {
     Disarmed,
 }
 
+/// Thousands may be held: what the term knows is not kept here too.
 pub(super) struct Seat {
-    pub(super) node: Node,
     pub(super) position: Position,
+    created: Index,
     pub(super) term: Arc<Term>,
-    /// The line at or after the append, as far as it is known.
-    known: Option<View>,
+    /// The line at or after the append, as far as it is known; not once it has joined.
+    known: Option<Box<View>>,
     /// The limit that it was admitted under.
     limit: Option<u32>,
     /// Whether the line's task knows of this ticket.
     pub(super) joined: bool,
+}
+
+impl Seat {
+    /// The node in the store, with the value that it has as far as answers tell.
+    pub(super) fn node(&self) -> Node {
+        let (key, created) = (self.position.key.clone(), self.created);
+        Node::file(key, self.term.value(), created, created)
+    }
 }
 
 impl Ticket {
@@ -143,7 +152,7 @@ impl Ticket {
         })
     }
 
-    fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
+    pub(super) fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
         let (tag, reused) = session.tag_for(line.dir());
         Self {
             core: core.clone(),
@@ -194,49 +203,6 @@ impl Ticket {
         term.check()
     }
 
-    /// Takes the first place if nobody is seen in line: looks, and appends only then. `None` when
-    /// somebody is there, or came between the look and the append.
-    ///
-    /// # Errors
-    /// As [`take`](Self::take).
-    ///
-    /// # Cancel safety
-    /// As [`take`](Self::take).
-    pub(crate) async fn try_take(
-        core: &Arc<Core>,
-        dir: &Key,
-        keep: &Keep,
-        body: &Bytes,
-    ) -> Result<Option<Self>> {
-        let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
-        let look = Get::children(dir.clone()).fresh(seen).keys_only();
-        let view = core.store.get(look).await.inspect_err(|error| {
-            if error.kind() == ErrorKind::ClusterChanged {
-                // Told once; what this client has seen counts for nothing there.
-                core.forget_seen();
-            }
-        })?;
-        let mut nodes = view.nodes.iter();
-        if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {
-            return Ok(None);
-        }
-        Self::take(core, dir, keep, body)
-            .await?
-            .admitted_now()
-            .await
-    }
-
-    /// Takes the place if the line's rule admits it now, and gives it up otherwise.
-    pub(crate) async fn admitted_now(mut self) -> Result<Option<Self>> {
-        self.look().await?;
-        if let Some(limit) = self.admission()? {
-            self.hold(limit)?;
-            return Ok(Some(self));
-        }
-        self.release().await?;
-        Ok(None)
-    }
-
     /// The limit that it was admitted under: 1 in an exclusive line. `None` before that.
     pub(crate) fn limit(&self) -> Option<u32> {
         self.seat().ok()?.limit
@@ -253,8 +219,8 @@ impl Ticket {
     }
 
     /// The node in the store.
-    pub(crate) fn node(&self) -> Result<&Node> {
-        Ok(&self.seat()?.node)
+    pub(crate) fn node(&self) -> Result<Node> {
+        Ok(self.seat()?.node())
     }
 
     /// Until when the place is surely held.
@@ -292,21 +258,17 @@ impl Ticket {
     /// # Cancel safety
     /// Dropping the future stops what was not begun; what was begun goes on.
     pub(crate) async fn rewrite(&self, body: &[u8]) -> Result<()> {
-        let Seat { node, term, .. } = self.seat()?;
+        let Seat { position, term, .. } = self.seat()?;
         term.check()?;
         let value = self.core.layout.ticket_value(self.tag, body);
-        let outcome = self.session.rewrite(node.key.clone(), value).await;
+        let outcome = self.session.rewrite(position.key.clone(), value).await;
         term.check().and(outcome)
     }
 
     /// What it says, as far as answers tell.
     pub(crate) fn body(&self) -> Bytes {
-        let Ok(Seat { node, term, .. }) = self.seat() else {
+        let Ok(node) = self.node() else {
             return Bytes::new();
-        };
-        let node = Node {
-            value: term.value(),
-            ..node.clone()
         };
         let ticket = self.core.layout.ticket(self.line.dir(), &node);
         ticket.map_or_else(Bytes::new, |ticket| ticket.body)
@@ -357,7 +319,7 @@ impl Ticket {
             nodes.push(node.clone());
             View::new(node.created, nodes)
         });
-        self.enter(node, sent, known)
+        self.enter(&node, sent, known)
     }
 
     /// Looks whether the unanswered append has made its node by now.
@@ -374,11 +336,11 @@ impl Ticket {
         let Some(node) = view.nodes.iter().find(is_ours).cloned() else {
             return Ok(false);
         };
-        self.enter(node, sent, Some(view))?;
+        self.enter(&node, sent, Some(view))?;
         Ok(true)
     }
 
-    fn enter(&mut self, node: Node, sent: Instant, known: Option<View>) -> Result<()> {
+    pub(super) fn enter(&mut self, node: &Node, sent: Instant, known: Option<View>) -> Result<()> {
         let (layout, dir) = (self.core.layout, self.line.dir());
         let Some(position) = layout.position(dir, &node.key, node.created) else {
             let text = "the store gave the ticket a name that is none";
@@ -387,12 +349,12 @@ impl Ticket {
                 .at(&node.key));
         };
         self.core.saw(node.created);
-        let term = self.session.attach(node.key.clone(), &node, sent);
+        let term = self.session.attach(node.key.clone(), node, sent);
         self.state = State::InLine(Seat {
-            node,
             position,
+            created: node.created,
             term,
-            known,
+            known: known.map(Box::new),
             limit: None,
             joined: false,
         });
@@ -400,19 +362,19 @@ impl Ticket {
     }
 
     /// Reads the line, unless it is known.
-    async fn look(&mut self) -> Result<()> {
+    pub(super) async fn look(&mut self) -> Result<()> {
         let seat = self.seat()?;
         if seat.known.is_none() {
-            let fresh = Freshness::AtLeast(seat.node.created);
+            let fresh = Freshness::AtLeast(seat.created);
             let get = self.line.rule.look(self.line.dir()).fresh(fresh);
             let view = self.core.store.get(get).await?;
-            self.seat_mut()?.known = Some(view);
+            self.seat_mut()?.known = Some(Box::new(view));
         }
         Ok(())
     }
 
     /// The limit that it is admitted under, if the line is known and admits it.
-    fn admission(&self) -> Result<Option<u32>> {
+    pub(super) fn admission(&self) -> Result<Option<u32>> {
         let seat = self.seat()?;
         let Some(view) = &seat.known else {
             return Ok(None);
@@ -426,14 +388,14 @@ impl Ticket {
                 Err(Loss::Deleted
                     .into_error()
                     .during("append")
-                    .at(&seat.node.key))
+                    .at(&seat.position.key))
             }
             Verdict::Refused(refusal) => Err(refusal.into_error().at(dir)),
         }
     }
 
     /// Tells the line's task that this ticket is admitted.
-    fn hold(&mut self, limit: u32) -> Result<()> {
+    pub(super) fn hold(&mut self, limit: u32) -> Result<()> {
         let joining = self.joining()?;
         let term = joining.term.clone();
         self.seat_mut()?.limit = Some(limit);
@@ -446,7 +408,7 @@ impl Ticket {
         let (ttl, announcer) = (self.session.ttl(), self.session.announcer());
         let seat = self.seat_mut()?;
         seat.joined = true;
-        let (position, at, term) = (seat.position.clone(), seat.node.created, seat.term.clone());
+        let (position, at, term) = (seat.position.clone(), seat.created, seat.term.clone());
         Ok(Joining {
             position,
             at,

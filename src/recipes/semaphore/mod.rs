@@ -96,7 +96,7 @@ use limit::LimitNode;
 #[derive(Clone)]
 pub struct Semaphore {
     core: Arc<Core>,
-    place: Result<Shared>,
+    place: Result<Arc<Shared>>,
     keep: Result<Keep>,
     limit: Arc<LimitNode>,
 }
@@ -104,11 +104,11 @@ pub struct Semaphore {
 impl Semaphore {
     pub(crate) fn new(core: Arc<Core>, root: Result<Key>, ttl: Ttl) -> Self {
         let place = root.and_then(|root| {
-            Ok(Shared {
+            Ok(Arc::new(Shared {
                 line: root.join("line")?,
                 limit: root.join("permits")?,
                 root,
-            })
+            }))
         });
         Self {
             core,
@@ -288,7 +288,7 @@ impl Semaphore {
     }
 
     /// What must be right before anything is sent.
-    fn begin(&self, weight: u32) -> Result<(&Shared, Keep)> {
+    fn begin(&self, weight: u32) -> Result<(&Arc<Shared>, Keep)> {
         let (place, keep) = (self.place()?, self.keep.clone()?);
         if weight == 0 {
             let text = "a weight of 0 takes nothing: the least is 1";
@@ -298,7 +298,7 @@ impl Semaphore {
         Ok((place, keep))
     }
 
-    fn place(&self) -> Result<&Shared> {
+    fn place(&self) -> Result<&Arc<Shared>> {
         self.place.as_ref().map_err(Clone::clone)
     }
 
@@ -334,7 +334,7 @@ impl Semaphore {
         self.permit(ticket, weight)
     }
 
-    async fn ticket(&self, place: &Shared, keep: &Keep, weight: u32) -> Result<Ticket> {
+    async fn ticket(&self, place: &Arc<Shared>, keep: &Keep, weight: u32) -> Result<Ticket> {
         let (rule, body) = (Rule::Shared(place.clone()), picture::body(weight));
         Ticket::take_under(&self.core, &place.line, rule, keep, &body).await
     }

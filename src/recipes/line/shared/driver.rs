@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::key::{Index, Position, Ttl};
 use crate::recipes::line::driver::{Listing, Pause, Seat, answer, in_flight, list};
 use crate::recipes::line::newcomers::Newcomers;
 use crate::recipes::line::rule::Shared;
-use crate::recipes::line::{Input, Joining, Line, Lines, Role, Rule};
+use crate::recipes::line::{Input, Joining, Line, Lines, Role};
 use crate::runtime::Instant;
 use crate::session::Loss;
 use crate::store::{About, Get, Layout, Scope, View};
@@ -27,11 +27,12 @@ use crate::watcher::{Follow, Watcher};
 /// Runs until the last handle on the line is gone, or the client was shut down.
 pub(in crate::recipes::line) async fn drive(
     lines: Arc<Lines>,
-    place: Shared,
+    line: Weak<Line>,
+    place: Arc<Shared>,
     ttl: Ttl,
     mut inputs: mpsc::UnboundedReceiver<Input>,
 ) {
-    let mut driver = Driver::new(lines, place, ttl);
+    let mut driver = Driver::new(lines, line, place, ttl);
     loop {
         driver.tell();
         let wake = driver.arrange();
@@ -51,7 +52,8 @@ pub(in crate::recipes::line) async fn drive(
 
 struct Driver {
     lines: Arc<Lines>,
-    place: Shared,
+    line: Weak<Line>,
+    place: Arc<Shared>,
     layout: Layout,
     machine: Machine,
     tickets: BTreeMap<Position, Seat>,
@@ -92,7 +94,7 @@ impl Drop for Kept {
 }
 
 impl Driver {
-    fn new(lines: Arc<Lines>, place: Shared, ttl: Ttl) -> Self {
+    fn new(lines: Arc<Lines>, line: Weak<Line>, place: Arc<Shared>, ttl: Ttl) -> Self {
         let recheck_every = ttl.get() / 2;
         let recheck = lines.runtime.clock.now() + recheck_every;
         let About { layout, ranks, .. } = lines.store.about();
@@ -101,6 +103,7 @@ impl Driver {
             lingers: ranks,
             kept: None,
             lines,
+            line,
             place,
             layout,
             tickets: BTreeMap::new(),
@@ -243,9 +246,7 @@ impl Driver {
         let (store, root) = (self.lines.store.clone(), self.place.root.clone());
         let runtime = &self.lines.runtime;
         let items = if self.lingers {
-            let rule = Rule::Shared(self.place.clone());
-            let line = self.lines.find(&self.place.line, &rule);
-            self.kept = line.map(Kept::new);
+            self.kept = self.line.upgrade().map(Kept::new);
             Watcher::from_now(store, root, Scope::Tree, runtime, known)
         } else {
             Watcher::after(store, root, Scope::Tree, runtime, known)

@@ -15,6 +15,7 @@
 //! watches are cheap it is followed for a second more: who comes back meanwhile reads nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::machine::SHORT_HOLD;
@@ -30,7 +31,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Machine {
     layout: Layout,
-    place: Shared,
+    place: Arc<Shared>,
     /// Whether to follow costs nothing.
     lingers: bool,
     /// Until when it is followed without a ticket of ours.
@@ -101,7 +102,7 @@ pub(super) enum Follow {
 }
 
 impl Machine {
-    pub(super) fn new(layout: Layout, place: Shared, lingers: bool) -> Self {
+    pub(super) fn new(layout: Layout, place: Arc<Shared>, lingers: bool) -> Self {
         Self {
             layout,
             place,

@@ -61,7 +61,7 @@ fn delete(when: u64, key: Key) -> Event {
 }
 
 fn machine() -> Machine {
-    Machine::new(Layout::Numbered, place(), false)
+    Machine::new(Layout::Numbered, Arc::new(place()), false)
 }
 
 fn admit(number: u64, limit: u32) -> Effect {
@@ -342,7 +342,7 @@ fn a_short_hold_costs_nothing_and_a_long_one_is_followed() {
 
 #[test]
 fn where_it_is_cheap_a_line_that_was_followed_stays_so_for_a_second() {
-    let mut machine = Machine::new(Layout::Numbered, place(), true);
+    let mut machine = Machine::new(Layout::Numbered, Arc::new(place()), true);
     machine.join_holding(ticket(5), index(5), at(0));
     machine.listed(picture(5, 1, &[(5, 1)]));
     machine.leaving(&ticket(5), at(10));
