@@ -153,7 +153,8 @@ async fn attend(lines: Arc<Lines>) {
                 charge.watch = Some(handle);
                 watches.push(watch);
             });
-            if due.is_none() && watches.is_empty() {
+            // A look that is under way is not given up.
+            if due.is_none() && watches.is_empty() && looking.is_none() {
                 (roster.attended, roster.shortest) = (false, None);
                 return;
             }
