@@ -431,21 +431,33 @@ async fn who_waits_behind_a_deletion_that_nobody_told_gets_its_turn_within_half_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_held_is_lost_within_half_a_term_of_a_deletion_that_nobody_told() {
     const HELD: usize = 300;
-    let (server, clock) = (v3::quiet(), Clock::boot());
+    for takes in [128, 100] {
+        let args = vec!["--max-txn-ops".into(), takes.to_string()];
+        lose_some_of(HELD, args).await;
+    }
+}
+
+async fn lose_some_of(number: usize, args: Vec<String>) {
+    let server = Etcd::start_with(&Options {
+        v2: false,
+        args,
+        ..Options::default()
+    });
+    let clock = Clock::boot();
     let direct = Etcd3::new(server.url()).unwrap();
     let (proxy, emptied) = forgetful(&server, Missing::Denied).await;
     let client = v3::client(&proxy.url(), SHORT);
-    let taken = (0..HELD).map(|n| client.lock(format!("{n}")).acquire().into_future());
+    let taken = (0..number).map(|n| client.lock(format!("{n}")).acquire().into_future());
     let held = futures_util::future::try_join_all(taken).await.unwrap();
     // Of one of them the line is followed, because somebody waits in it.
     let waiting = client.lock("7").acquire().into_future();
     let waiter = tokio::spawn(waiting);
     until_in_line(&direct, "/_locks/7", 2).await;
-    let watched = || server.metric("etcd_debugging_mvcc_watcher_total") >= HELD as f64 - 1.0;
+    let watched = || server.metric("etcd_debugging_mvcc_watcher_total") >= number as f64 - 1.0;
     until("their own keys are watched", watched).await;
     // The followed one too, and what was opened has been looked at.
     clock.sleep(Duration::from_millis(500)).await;
-    let gone = [0, 7, 127, 128, HELD - 1];
+    let gone = [0, 7, 127, 128, number - 1];
     let since = clock.now();
     for n in gone {
         direct.remove(held[n].key()).await.unwrap();
@@ -456,7 +468,7 @@ async fn what_is_held_is_lost_within_half_a_term_of_a_deletion_that_nobody_told(
         assert_eq!(lost.expect("a loss within half a term"), Loss::Deleted);
     }
     let took = clock.now().since(since);
-    println!("{} of {HELD} were lost within {took:?}", gone.len());
+    println!("{} of {number} were lost within {took:?}", gone.len());
     assert!(emptied.load(Ordering::SeqCst) > 0, "nobody was told of any");
     let next = tokio::time::timeout(SHORT, waiter).await.expect("its turn");
     assert!(next.unwrap().unwrap().token() > held[7].token());

@@ -210,3 +210,34 @@ async fn skew_that_a_renewal_tells_of_ends_the_hold_so_much_sooner() {
         assert!(within.contains(&held), "{skew}: {held:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_none() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    for _ in 0..100 {
+        let guard = client.lock("a").acquire().await.unwrap();
+        scene.sleep(Duration::from_millis(100)).await;
+        guard.release().await.unwrap();
+    }
+    // Until nobody watches over anything, so that the half terms begin anew.
+    scene.sleep(Duration::from_millis(500)).await;
+    assert_eq!(link.calls(Call::Commit), 0);
+    let mut held = Vec::new();
+    for number in 0..129 {
+        let lock = client.lock(format!("{number}"));
+        held.push(lock.acquire().await.unwrap());
+    }
+    scene.sleep(TTL * 2 + TTL / 4).await;
+    assert_eq!(link.calls(Call::Commit), 8);
+    // Who is not answered has lost nothing, and asks again.
+    link.set_odds(Call::Commit, refused());
+    scene.sleep(TTL).await;
+    assert_eq!(link.calls(Call::Commit), 10);
+    link.set_odds(Call::Commit, Odds::none());
+    let index = scene.store.delete(Delete::new(held[128].key().clone()));
+    index.await.unwrap();
+    assert_eq!(held[128].lost().await, Loss::Deleted);
+    assert!(held[..128].iter().all(|guard| guard.is_held()));
+}

@@ -161,7 +161,9 @@ async fn attend(lines: Arc<Lines>) {
                 charge.announcer.announce();
                 begun.push((charge.term.clone(), charge.at));
             });
-            if due.is_none() && begun.is_empty() && vigils.is_empty() {
+            // A look that is under way is not given up.
+            let idle = vigils.is_empty() && looking.is_none();
+            if due.is_none() && begun.is_empty() && idle {
                 (roster.attended, roster.shortest) = (false, None);
                 return;
             }
