@@ -12,6 +12,8 @@ mod grpc;
 use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
+use common::v3::quiet;
+use common::wait::{LONG, until};
 use common::words::{key, value};
 use futures_util::StreamExt;
 use gate::{Gate, Pass};
@@ -23,30 +25,12 @@ use tenure::store::{Change, Delete, Expiry, Update, Watch};
 use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, StoreExt, Ttl};
 use tokio::task::JoinHandle;
 
-/// Far more than anything takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(30);
 /// How long after the deletion of its key a guard may still believe.
 const PROMPT: Duration = Duration::from_millis(100);
-
-fn quiet() -> Etcd {
-    Etcd::start_with(&Options {
-        v2: false,
-        ..Options::default()
-    })
-}
 
 fn client(url: &str, ttl: u64) -> Client {
     let ttl = Ttl::new(Duration::from_secs(ttl)).unwrap();
     Client::builder(Etcd3::new(url).unwrap()).ttl(ttl).build()
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let clock = Clock::boot();
-    let deadline = clock.now() + LONG;
-    while !holds() {
-        assert!(!clock.has_passed(deadline), "{what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// When somebody else, on a connection of its own, is told that this key was deleted.

@@ -11,7 +11,9 @@ mod peers;
 
 use std::time::Duration;
 
-use common::etcd::{Etcd, Options};
+use common::etcd::Etcd;
+use common::v3::quiet;
+use common::wait::{LONG, until};
 use common::words::{key, write};
 use futures_util::StreamExt;
 use gate::{Gate, Pass};
@@ -20,16 +22,6 @@ use tenure::etcd3::{Builder, Etcd3};
 use tenure::runtime::Clock;
 use tenure::store::{Change, Commit, Delete, Expiry, Put, Update, Updates, Watch};
 use tenure::{Error, ErrorKind, Index, Store, StoreExt};
-
-/// Far more than anything takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(30);
-
-fn quiet() -> Etcd {
-    Etcd::start_with(&Options {
-        v2: false,
-        ..Options::default()
-    })
-}
 
 fn impatient(url: &str) -> Builder {
     Etcd3::builder(url)
@@ -91,15 +83,6 @@ async fn all_watches_share_one_stream_and_end_with_their_readers() {
     until("their watches end", || watches(&etcd) == (1.0, 10.0)).await;
     drop(open);
     until("the stream ends", || watches(&etcd) == (0.0, 0.0)).await;
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let clock = Clock::boot();
-    let deadline = clock.now() + LONG;
-    while !holds() {
-        assert!(!clock.has_passed(deadline), "{what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]

@@ -33,19 +33,15 @@ mod suite;
 
 use common::etcd::{Etcd, Options};
 use common::v3;
+use common::wait::{LONG, until};
 use common::words::{key, value};
 use gate::{Gate, Pass};
 use grpc::Grpc;
 
-fn open(server: &Etcd) -> impl Fn() -> Arc<dyn Store> + Send + Sync + use<> {
-    let url = server.url();
-    move || Arc::new(Etcd3::new(&url).unwrap())
-}
-
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
     let world = suite::World {
-        open: Box::new(open(&server)),
+        open: Box::new(v3::stores(&server)),
         runtime: Runtime::default(),
     };
     (world, server)
@@ -63,7 +59,7 @@ mod more {
     async fn world() -> (suite::World, Etcd) {
         let server = Etcd::start();
         let world = suite::World {
-            open: Box::new(open(&server)),
+            open: Box::new(v3::stores(&server)),
             runtime: Runtime::default(),
         };
         (world, server)
@@ -81,9 +77,9 @@ mod by_hand {
 
     async fn world() -> (suite::World, Etcd) {
         let server = Etcd::start();
-        let behind = open(&server);
+        let behind = v3::stores(&server);
         let world = suite::World {
-            open: Box::new(open(&server)),
+            open: Box::new(v3::stores(&server)),
             linked: Box::new(move || {
                 let link = Faulty::shared(behind(), 1);
                 (Arc::new(link.clone()), link)
@@ -232,17 +228,6 @@ async fn a_waiter_whose_lease_is_revoked_is_told_at_once_and_never_holds() {
             .release()
             .await
             .unwrap();
-    }
-}
-
-/// Far more than anything takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(30);
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let (clock, limit) = (Clock::boot(), Clock::boot().now() + LONG);
-    while !holds() {
-        assert!(!clock.has_passed(limit), "{what}");
-        clock.sleep(Duration::from_millis(2)).await;
     }
 }
 

@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::asks::Asked;
 use super::driver::Driver;
 use super::stream::Run;
 use super::watch::Following;
@@ -50,6 +51,7 @@ pub(super) enum Order {
 /// A watch, and who reads it.
 pub(super) struct Seat {
     pub(super) following: Following,
+    pub(super) asked: Asked,
     letterbox: Letterbox,
 }
 
@@ -215,6 +217,7 @@ impl Hub {
         let letterbox = Letterbox::default();
         let seat = Box::new(Seat {
             following: Following::new(watch),
+            asked: Asked::default(),
             letterbox: letterbox.clone(),
         });
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);

@@ -68,6 +68,7 @@
 //! ([`Builder::tls`]) where etcd runs with `--client-cert-auth`. etcd's table of members and its status
 //! need no permission.
 
+mod asks;
 mod auth;
 mod builder;
 mod cluster;

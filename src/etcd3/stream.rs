@@ -25,21 +25,22 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::body::Body;
 
+use super::asks::{Asked, Asks};
 use super::driver::bytes;
 use super::error::Next;
 use super::hub::{Order, Seat};
-use super::proto::{
-    RangeRequest, WATCH, WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest,
-    WatchResponse,
-};
+use super::proto::{RangeRequest, WATCH, WatchRequest, WatchResponse};
 use super::read::gone_back;
 use super::rpc::{Ask, Trouble, Wire, index};
 use super::txn::number;
-use super::watch::{Following, Heard};
+use super::watch::Heard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
 use crate::runtime::Instant;
 use crate::transport::{Channel, Endpoint, pauses};
+
+/// How many keys are looked for at once.
+const MOST_LOOKS: usize = 32;
 
 /// The task of the watches.
 pub(super) struct Run {
@@ -47,11 +48,14 @@ pub(super) struct Run {
     patience: Duration,
     watchdog_period: Duration,
     orders: mpsc::UnboundedReceiver<Order>,
-    seats: BTreeMap<i64, Seat>,
+    /// By their numbers. Numbers rise, which leaves a tree half full: so it has pointers only.
+    seats: BTreeMap<i64, Box<Seat>>,
     /// Since when nothing works.
     trouble: Option<Since>,
     /// What is being looked for: see [`Following`].
     looks: FuturesUnordered<BoxFuture<'static, Found>>,
+    /// What is to be looked for after that.
+    later: VecDeque<(i64, Index)>,
     /// How far the store has come, while that is in doubt.
     progress: Option<Progress>,
     /// How many servers TLS has found no trust in, or are none, one after the other.
@@ -91,71 +95,6 @@ fn left(trouble: Trouble, endpoint: &Endpoint) -> Left {
     }
 }
 
-/// What a stream is asked, and what it has not answered yet.
-///
-/// A watch has another name each time it is asked for, so that what a server still says about an
-/// earlier one, its end included, is not taken for the word of the present one.
-struct Asks {
-    requests: mpsc::UnboundedSender<WatchRequest>,
-    /// The names that were asked for, in order: a server that refuses one does not name it.
-    created: VecDeque<i64>,
-    /// The name given last: etcd takes names from 1 on.
-    last: i64,
-    /// Which watch has which name.
-    names: BTreeMap<i64, i64>,
-    watches: BTreeMap<i64, i64>,
-}
-
-impl Asks {
-    fn new(requests: mpsc::UnboundedSender<WatchRequest>) -> Self {
-        Self {
-            requests,
-            created: VecDeque::new(),
-            last: 0,
-            names: BTreeMap::new(),
-            watches: BTreeMap::new(),
-        }
-    }
-
-    /// Asks for a watch of a store that is known to be at `seen`; not for one that lags.
-    fn create(&mut self, id: i64, following: &mut Following, seen: Option<Index>) {
-        self.cancel(id);
-        let name = self.last + 1;
-        if let Some(ask) = following.ask(name, seen) {
-            self.last = name;
-            self.names.insert(id, name);
-            self.watches.insert(name, id);
-            self.created.push_back(name);
-            self.send(WatchAsk::Create(ask));
-        }
-    }
-
-    fn cancel(&mut self, id: i64) {
-        if let Some(name) = self.names.remove(&id) {
-            self.watches.remove(&name);
-            self.send(WatchAsk::Cancel(WatchCancelRequest { watch_id: name }));
-        }
-    }
-
-    fn sign_of_life(&self) {
-        self.send(WatchAsk::Progress(WatchProgressRequest {}));
-    }
-
-    /// Which watch an answer is about; `None` if about none that is wanted.
-    fn about(&mut self, answer: &WatchResponse) -> Option<i64> {
-        let name = match answer.created {
-            true => self.created.pop_front()?,
-            false => answer.watch_id,
-        };
-        self.watches.get(&name).copied()
-    }
-
-    fn send(&self, ask: WatchAsk) {
-        // The other end is in our hands too.
-        let _ = self.requests.send(ask.into());
-    }
-}
-
 impl Run {
     pub(super) fn new(
         wire: Arc<Wire>,
@@ -171,6 +110,7 @@ impl Run {
             seats: BTreeMap::new(),
             trouble: None,
             looks: FuturesUnordered::new(),
+            later: VecDeque::new(),
             progress: None,
             distrusted: 0,
         }
@@ -208,7 +148,9 @@ impl Run {
         let mut asks = Asks::new(sender);
         let seen = self.wire.seen();
         for (id, seat) in &mut self.seats {
-            asks.create(*id, &mut seat.following, seen);
+            // Another stream was.
+            seat.asked.now = false;
+            asks.create(*id, seat, seen);
         }
         let requests = stream::poll_fn(move |cx| requests.poll_recv(cx));
         // A server answers when it has something to say, and there may be no watch to open.
@@ -224,6 +166,7 @@ impl Run {
             .await;
         // Nobody polls them any more, and the next stream is asked for everything anew.
         self.looks.clear();
+        self.later.clear();
         self.progress = None;
         if matches!(left, Left::Trouble(_)) {
             // The connection may be dead without anybody having said so.
@@ -311,7 +254,7 @@ impl Run {
         let (id, seat) = match order {
             Order::Open(id, seat) => {
                 // No two have one name.
-                (id, self.seats.entry(id).or_insert(*seat))
+                (id, self.seats.entry(id).or_insert(seat))
             }
             Order::Resume(id) => {
                 let Some(seat) = self.seats.get_mut(&id) else {
@@ -321,46 +264,50 @@ impl Run {
                 (id, seat)
             }
             Order::Close(id) => {
-                let open = self.seats.remove(&id).is_some();
-                if let Some(asks) = asks.filter(|_| open) {
-                    asks.cancel(id);
+                if let (Some(mut seat), Some(asks)) = (self.seats.remove(&id), asks) {
+                    asks.cancel(id, &mut seat);
                 }
                 return;
             }
         };
         // Without a stream the next one is asked for it.
         if let Some(asks) = asks {
-            asks.create(id, &mut seat.following, self.wire.seen());
+            asks.create(id, seat, self.wire.seen());
         }
     }
 
     /// An error means that the stream is of no use any more.
     fn answer(&mut self, answer: WatchResponse, asks: &mut Asks) -> Result<()> {
         // What is about no watch is a sign of life.
-        let Some(id) = asks.about(&answer) else {
+        let Some(name) = asks.about(&answer) else {
             return Ok(());
         };
-        let Some(seat) = self.seats.get_mut(&id) else {
+        let id = Asked::id(name);
+        let seat = self
+            .seats
+            .get_mut(&id)
+            .filter(|it| it.asked.is_called(id, name));
+        let Some(seat) = seat else {
             return Ok(());
         };
         if answer.created
             && let Err(error) = self.wire.check_history(seat.following.next())
         {
-            asks.cancel(id);
+            asks.cancel(id, seat);
             self.end(id, &error);
             return Ok(());
         }
         match seat.following.hear(answer) {
-            Heard::Anew => asks.create(id, &mut seat.following, self.wire.seen()),
+            Heard::Anew => asks.create(id, seat, self.wire.seen()),
             Heard::Look(at) => {
-                let (wire, key) = (self.wire.clone(), seat.following.key().clone());
-                self.looks.push(look(wire, id, key, at).boxed());
+                self.later.push_back((id, at));
+                self.look();
             }
             Heard::Told(updates) => {
                 if seat.tell(updates) {
                     seat.following.lag();
                     seat.lag();
-                    asks.cancel(id);
+                    asks.cancel(id, seat);
                 }
             }
             Heard::Over(error) => self.end(id, &error),
@@ -394,7 +341,24 @@ impl Run {
         }
     }
 
+    /// Begins to look for what waits for that, but only for a few at once: a request takes ten
+    /// thousand bytes while it is under way.
+    fn look(&mut self) {
+        while self.looks.len() < MOST_LOOKS {
+            let Some((id, at)) = self.later.pop_front() else {
+                // It may have been long.
+                self.later = VecDeque::new();
+                return;
+            };
+            if let Some(seat) = self.seats.get(&id) {
+                let (wire, key) = (self.wire.clone(), seat.following.key().clone());
+                self.looks.push(look(wire, id, key, at).boxed());
+            }
+        }
+    }
+
     fn looked(&mut self, id: i64, at: Index, created: Option<Index>, asks: &mut Asks) {
+        self.look();
         let Some(seat) = self.seats.get_mut(&id) else {
             return;
         };
@@ -403,7 +367,7 @@ impl Run {
                 // Few have come so far.
                 seat.tell(updates);
             }
-            None => asks.create(id, &mut seat.following, self.wire.seen()),
+            None => asks.create(id, seat, self.wire.seen()),
         }
     }
 

@@ -58,7 +58,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The children of a file are none, or `NotADirectory` where the store can tell. The tree of a
     /// file is the file.
     ///
-    /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
+    /// Cost: 1 round trip, and on etcd v3 another for a node that is not there; on etcd v2 a
+    /// [`Freshness::Linearizable`] read is also a proposal.
     ///
     /// # Errors
     /// `ClusterChanged` when the store never reached the index asked for; what every read can meet:

@@ -12,11 +12,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use futures_util::future::{AbortHandle, BoxFuture, abortable};
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
@@ -27,9 +28,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Announcer, Loss, Term};
-use crate::store::{Get, Store, Update, Watch};
+use crate::store::{Get, Store, Update, Updates, Watch};
 
-/// The longest pause after a watch that failed.
+/// The pause after a watch that failed, and the longest after one that does so again and again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// All that is watched over for one client.
@@ -56,8 +58,8 @@ pub(super) struct Charge {
     pub(super) at: Index,
     pub(super) term: Arc<Term>,
     pub(super) announcer: Announcer,
-    /// Ends its watch.
-    watch: Option<AbortHandle>,
+    /// Wakes its vigil.
+    vigil: Option<Waker>,
 }
 
 impl Charge {
@@ -66,13 +68,13 @@ impl Charge {
             at,
             term,
             announcer,
-            watch: None,
+            vigil: None,
         }
     }
 
     /// Whether it has been held for a while, and still is.
     pub(super) fn is_settled(&self) -> bool {
-        self.watch.is_some() && self.term.check().is_ok()
+        self.vigil.is_some() && self.term.check().is_ok()
     }
 }
 
@@ -95,10 +97,24 @@ impl Sentry {
     /// Stops watching over a key: it is given up, or somebody else's business.
     pub(super) fn dismiss(&self, key: &Key) -> Option<Charge> {
         let mut charge = self.lock().charges.remove(key)?;
-        if let Some(watch) = charge.watch.take() {
-            watch.abort();
+        if let Some(vigil) = charge.vigil.take() {
+            vigil.wake();
         }
         Some(charge)
+    }
+
+    /// Whether this key is still to be watched over; this one is woken when it is not any more.
+    fn guards(&self, key: &Key, at: Index, vigil: &Waker) -> bool {
+        let mut roster = self.lock();
+        let charge = roster.charges.get_mut(key).filter(|it| it.at == at);
+        match charge {
+            Some(charge) if charge.vigil.as_ref().is_some_and(|it| it.will_wake(vigil)) => true,
+            Some(charge) => {
+                charge.vigil = Some(vigil.clone());
+                true
+            }
+            None => false,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
@@ -116,20 +132,18 @@ impl Roster {
     }
 
     /// Takes those that have been held for a while, and says when to come again.
-    fn settle(
-        &mut self,
-        now: Instant,
-        mut watch: impl FnMut(&Key, &mut Charge),
-    ) -> Option<Instant> {
+    fn settle(&mut self, now: Instant, mut begin: impl FnMut(&Charge)) -> Option<Instant> {
         while let Some((due, key, at)) = self.newcomers.front() {
             // A name can be used again.
-            match self.charges.get_mut(key).filter(|it| it.at == *at) {
+            match self.charges.get(key).filter(|it| it.at == *at) {
                 Some(_) if *due > now => return Some(*due),
-                Some(charge) => watch(key, charge),
+                Some(charge) => begin(charge),
                 None => {}
             }
             self.newcomers.pop_front();
         }
+        // It may have been long.
+        self.newcomers = VecDeque::new();
         None
     }
 }
@@ -137,28 +151,25 @@ impl Roster {
 /// Runs until nothing is held any more, or the client was shut down.
 async fn attend(lines: Arc<Lines>) {
     let (clock, looks) = (&lines.runtime.clock, lines.store.about().commits);
-    let mut watches = FuturesUnordered::new();
+    let mut vigils = FuturesUnordered::new();
     let (mut looking, mut looked) = (None, clock.now());
     loop {
+        let mut begun = Vec::new();
         let (due, every) = {
             let mut roster = lines.sentry.lock();
-            let due = roster.settle(lines.runtime.clock.now(), |key, charge| {
+            let due = roster.settle(lines.runtime.clock.now(), |charge| {
                 charge.announcer.announce();
-                let (watch, handle) = abortable(watch_over(
-                    lines.clone(),
-                    key.clone(),
-                    charge.at,
-                    charge.term.clone(),
-                ));
-                charge.watch = Some(handle);
-                watches.push(watch);
+                begun.push((charge.term.clone(), charge.at));
             });
-            if due.is_none() && watches.is_empty() {
+            if due.is_none() && begun.is_empty() && vigils.is_empty() {
                 (roster.attended, roster.shortest) = (false, None);
                 return;
             }
             (due, roster.shortest.map(recheck::every))
         };
+        for (term, at) in begun {
+            vigils.push(Vigil::new(lines.clone(), term, at));
+        }
         let look = every
             .filter(|_| looks && looking.is_none())
             .map(|every| looked + every);
@@ -176,7 +187,7 @@ async fn attend(lines: Arc<Lines>) {
         tokio::select! {
             biased;
             () = lines.closed.cancelled() => return,
-            Some(_) = watches.next() => {}
+            Some(()) = vigils.next() => {}
             () = under_way(&mut looking) => looking = None,
             () = lines.sentry.news.notified() => {}
             () = wake => {}
@@ -192,59 +203,116 @@ fn under_way(looking: &mut Option<BoxFuture<'static, ()>>) -> impl Future<Output
     })
 }
 
-/// Returns when the key is gone.
-async fn watch_over(lines: Arc<Lines>, key: Key, at: Index, term: Arc<Term>) {
-    let mut from = at.next();
-    let mut pause = Duration::from_millis(25);
-    loop {
-        let watch = Watch::node(key.clone()).from(from).deletes_only();
-        let Err(error) = until_deleted(&*lines.store, watch, &mut from).await else {
-            return term.lose(Loss::Deleted);
-        };
-        tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
-        // Seldom, and so not in the room that each of many takes.
-        match Box::pin(recover(&lines, (&key, at), &error, pause)).await {
-            Some(Some(index)) => from = index.next(),
-            Some(None) => return term.lose(Loss::Deleted),
-            None => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
+/// Watches over one key, until it is gone or given up. By hand: there may be thousands, and an
+/// `async` block that can be ended from outside takes twice as much room.
+struct Vigil {
+    lines: Arc<Lines>,
+    term: Arc<Term>,
+    /// The index of its append.
+    at: Index,
+    /// The first index that was not told.
+    from: Index,
+    failures: u32,
+    step: Step,
 }
 
-/// Ends well when the deletion is told.
-fn until_deleted<'a>(
-    store: &dyn Store,
-    watch: Watch,
-    from: &'a mut Index,
-) -> impl Future<Output = Result<()>> + use<'a> {
-    let key = watch.key.clone();
-    let mut updates = store.watch(watch);
-    async move {
-        loop {
-            match updates.next().await {
-                Some(Ok(Update::Event(event))) if event.removes(&key) => return Ok(()),
-                Some(Ok(Update::Event(event))) => *from = event.index.next(),
-                Some(Ok(Update::Progress(index))) => *from = index.next(),
-                Some(Ok(Update::Open(_))) => {}
-                Some(Err(error)) => return Err(error),
-                None => {
-                    let text = "a watch ended without an error";
-                    return Err(Error::new(ErrorKind::Unavailable, text));
-                }
+enum Step {
+    Watching(Updates),
+    Recovering(BoxFuture<'static, Found>),
+}
+
+/// At which index the key is there, if it is; `None` if that was not asked, or not answered.
+type Found = Option<Option<Index>>;
+
+impl Vigil {
+    fn new(lines: Arc<Lines>, term: Arc<Term>, at: Index) -> Self {
+        let from = at.next();
+        Self {
+            step: watch(&lines, &term, from),
+            lines,
+            term,
+            at,
+            from,
+            failures: 0,
+        }
+    }
+
+    /// Takes in what the watch tells: whether the key is gone.
+    fn hear(&mut self, update: Option<Result<Update>>) -> bool {
+        let key = self.term.key();
+        match update {
+            Some(Ok(Update::Event(event))) if event.removes(key) => return true,
+            Some(Ok(Update::Event(event))) => self.from = event.index.next(),
+            Some(Ok(Update::Progress(index))) => self.from = index.next(),
+            Some(Ok(Update::Open(_))) => {}
+            Some(Err(error)) => self.recover(error),
+            None => {
+                let text = "a watch ended without an error";
+                self.recover(Error::new(ErrorKind::Unavailable, text));
             }
         }
+        false
+    }
+
+    fn recover(&mut self, error: Error) {
+        let key = self.term.key().clone();
+        tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
+        let pause = SHORTEST_PAUSE * 2_u32.saturating_pow(self.failures);
+        self.failures += 1;
+        let (lines, at) = (self.lines.clone(), self.at);
+        let recovery = recover(lines, key, at, error, pause.min(LONGEST_PAUSE));
+        self.step = Step::Recovering(recovery.boxed());
+    }
+
+    /// Goes on after what was found: whether the key is gone.
+    fn recovered(&mut self, found: Found) -> bool {
+        match found {
+            Some(None) => return true,
+            Some(Some(index)) => self.from = index.next(),
+            None => {}
+        }
+        self.step = watch(&self.lines, &self.term, self.from);
+        false
     }
 }
 
-/// Pauses; where the history is lost, or is another, looks: at which index the key is there, if it
-/// is. One of the same name that was made since is not it.
-async fn recover(
-    lines: &Lines,
-    (key, at): (&Key, Index),
-    error: &Error,
-    pause: Duration,
-) -> Option<Option<Index>> {
+impl Future for Vigil {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        while this
+            .lines
+            .sentry
+            .guards(this.term.key(), this.at, cx.waker())
+        {
+            let gone = match &mut this.step {
+                Step::Watching(updates) => {
+                    let update = ready!(updates.poll_next_unpin(cx));
+                    this.hear(update)
+                }
+                Step::Recovering(found) => {
+                    let found = ready!(found.poll_unpin(cx));
+                    this.recovered(found)
+                }
+            };
+            if gone {
+                this.term.lose(Loss::Deleted);
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+fn watch(lines: &Lines, term: &Term, from: Index) -> Step {
+    let watch = Watch::node(term.key().clone()).from(from).deletes_only();
+    Step::Watching(lines.store.watch(watch))
+}
+
+/// Pauses; where the history is lost, or is another, looks whether what was appended `at` this index
+/// is still there.
+async fn recover(lines: Arc<Lines>, key: Key, at: Index, error: Error, pause: Duration) -> Found {
     let runtime = &lines.runtime;
     runtime.clock.sleep(runtime.entropy.jitter(pause)).await;
     if !matches!(
@@ -253,7 +321,7 @@ async fn recover(
     ) {
         return None;
     }
-    let view = lines.store.get(Get::node(key.clone()).keys_only()).await;
+    let view = lines.store.get(Get::node(key).keys_only()).await;
     let view = view.ok()?;
     let is_there = view.nodes.iter().any(|node| node.created == at);
     Some(is_there.then_some(view.index))
@@ -274,12 +342,8 @@ mod tests {
         let mut roster = Roster::default();
         let hold = |roster: &mut Roster, due, index| {
             let index = Index::new(index).unwrap();
-            let term = Term::new(
-                key.clone(),
-                bytes::Bytes::new(),
-                Clock::boot(),
-                at(u64::MAX),
-            );
+            let (value, clock) = (bytes::Bytes::new(), Clock::boot());
+            let term = Term::new(key.clone(), value, clock, at(u64::MAX));
             let charge = Charge::new(index, Arc::new(term), Announcer::unheard());
             roster.newcomers.push_back((at(due), key.clone(), index));
             roster.charges.insert(key.clone(), charge);
@@ -288,9 +352,9 @@ mod tests {
         roster.charges.clear();
         hold(&mut roster, 350, 14);
         let mut watched = Vec::new();
-        let due = roster.settle(at(250), |_, charge| watched.push(charge.at.get()));
+        let due = roster.settle(at(250), |charge| watched.push(charge.at.get()));
         assert_eq!((due, &*watched), (Some(at(350)), &[][..]));
-        let due = roster.settle(at(350), |_, charge| watched.push(charge.at.get()));
+        let due = roster.settle(at(350), |charge| watched.push(charge.at.get()));
         assert_eq!((due, &*watched), (None, &[14][..]));
         assert!(roster.newcomers.is_empty());
     }
