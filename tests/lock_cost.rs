@@ -171,6 +171,7 @@ async fn a_handoff_inside_one_client_is_two_proposals_and_hardly_a_read() {
 mod v3 {
     use std::collections::BTreeSet;
     use std::fmt;
+    use std::future::IntoFuture;
     use std::time::Duration;
 
     use tenure::etcd3::Etcd3;
@@ -317,6 +318,34 @@ mod v3 {
         println!("v3, tried {CYCLES} times while one is not free: {cost:?}");
         assert_eq!((cost.proposals, cost.ranges), (0.0, cycles));
         taken.release().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_uses_up_no_names_in_the_lines_that_were_free() {
+        const ROUNDS: usize = 50;
+        let server = Etcd::start();
+        let (one, other) = (client(&server), client(&server));
+        let (locks, busy) = (
+            one.lock_all(["a", "b", "c"]),
+            Key::new("/_locks/c").unwrap(),
+        );
+        let (clock, mut names) = (Clock::boot(), BTreeSet::new());
+        let began = clock.now();
+        for _ in 0..ROUNDS {
+            let taken = other.lock("c").acquire().await.unwrap();
+            let (guard, ()) = tokio::join!(locks.acquire().into_future(), async {
+                while other.store().children(&busy).await.unwrap().len() < 2 {
+                    clock.sleep(Duration::from_millis(1)).await;
+                }
+                taken.release().await.unwrap();
+            });
+            let guard = guard.unwrap();
+            names.insert(guard.guards().next().unwrap().1.key().clone());
+            guard.release().await.unwrap();
+        }
+        let took = clock.now().since(began).as_secs_f64();
+        println!("v3, {ROUNDS} rounds in {took:.1} s, {} names", names.len());
+        assert!(names.len() as f64 <= 2.0 + took, "{} names", names.len());
     }
 
     /// Of a handoff once all is warm: two proposals, two calls, nothing read, nothing watched anew.
