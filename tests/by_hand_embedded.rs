@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
+use tenure::store::Layout;
 use tenure::testkit::{Call, Fault, Faulty};
 use tenure::{ErrorKind, Store, StoreExt};
 
@@ -20,8 +21,18 @@ use suite::{LONG, Link, World, soon};
 use v2like::V2Like;
 
 fn leased(seed: u64) -> World {
+    laid_out(seed, Layout::Numbered)
+}
+
+/// As etcd v3 has it.
+fn named_by_lease(seed: u64) -> World {
+    laid_out(seed, Layout::Leased)
+}
+
+fn laid_out(seed: u64, layout: Layout) -> World {
     let runtime = Runtime::on_tokio_time(seed);
-    let store = Embedded::builder().runtime(runtime.clone()).build();
+    let store = Embedded::builder().runtime(runtime.clone());
+    let store = store.layout(layout).build();
     let behind = store.clone();
     World {
         open: Box::new(move || Arc::new(store.clone())),
@@ -59,6 +70,16 @@ mod with_leases {
     by_hand_suite!(tokio::test(start_paused = true), world());
 }
 
+mod named_by_their_lease {
+    use super::*;
+
+    async fn world() -> (World, ()) {
+        (named_by_lease(1), ())
+    }
+
+    by_hand_suite!(tokio::test(start_paused = true), world());
+}
+
 mod key_by_key {
     use super::*;
 
@@ -69,6 +90,7 @@ mod key_by_key {
     by_hand_suite!(tokio::test(start_paused = true), world());
 }
 
+const KINDS: [fn(u64) -> World; 3] = [leased, keyed, named_by_lease];
 const TTLS: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(20)];
 
 /// Acquires, renews to another TTL with a fault at the `n`-th call of that, and looks at what
@@ -199,7 +221,7 @@ async fn unheard(world: &World) -> (tenure::Client, Link, tenure::HandLock) {
 
 #[tokio::test(start_paused = true)]
 async fn a_shorter_ttl_that_was_not_heard_of_is_believed_no_longer_than_it_lasts() {
-    for world in [leased(1), keyed(1)] {
+    for world in [leased(1), keyed(1), named_by_lease(1)] {
         let (_client, link, lock) = unheard(&world).await;
         link.set_down(true);
         let (clock, guard) = (&world.runtime.clock, lock.guard().unwrap());
@@ -226,9 +248,60 @@ async fn a_shorter_ttl_that_was_not_heard_of_is_believed_no_longer_than_it_lasts
     }
 }
 
+/// It goes on, and moves what it finds to a lease of the other length: which must not be the next
+/// hold, nor may that hang on the lease that is left.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_nobody_waits_for_does_not_meet_the_next_hold() {
+    const SLOW: Duration = Duration::from_secs(2);
+    let mut left = 0;
+    for make in KINDS {
+        for [from, to] in [TTLS, [TTLS[1], TTLS[0]]] {
+            for call in [Call::Grant, Call::Get, Call::Put, Call::Revoke] {
+                for fault in [Fault::Delay(SLOW), Fault::SlowReply(SLOW)] {
+                    let what = format!("{from:?} to {to:?}, {call:?}, {fault:?}");
+                    let world = make(1);
+                    let clock = &world.runtime.clock;
+                    let (client, link) = world.client_on_a_link();
+                    let mut lock = client.get_lock("/customer1", from);
+                    lock.acquire().await.unwrap();
+                    link.next(call, fault);
+                    let renewal = tokio::time::timeout(Duration::from_millis(20), lock.renew(to));
+                    left += usize::from(renewal.await.is_err());
+                    assert!(soon(&what, lock.release()).await.unwrap(), "{what}");
+                    lock.acquire().timeout(LONG).await.unwrap();
+
+                    clock.sleep(SLOW + Duration::from_millis(500)).await;
+                    assert!(lock.is_locked().await.unwrap(), "{what}");
+                    clock.sleep(to.max(from) * 2).await;
+                    assert!(lock.is_locked().await.unwrap(), "{what}");
+                    // Nobody believes longer than the store keeps it.
+                    link.set_down(true);
+                    let guard = lock.guard().unwrap();
+                    let other = world.client();
+                    let mut next = other.get_lock("/customer1", TTLS[0]);
+                    let (lost, followed) = soon(&what, async {
+                        let lost = async {
+                            guard.lost().await;
+                            clock.now()
+                        };
+                        let followed = async {
+                            next.acquire().await.unwrap();
+                            clock.now()
+                        };
+                        tokio::join!(lost, followed)
+                    })
+                    .await;
+                    assert!(lost <= followed, "{what}: two holders");
+                }
+            }
+        }
+    }
+    assert!(left >= 36, "{left} renewals were left");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_in_the_middle_of_a_change_leaves_nothing() {
-    for world in [leased(1), keyed(1)] {
+    for world in [leased(1), keyed(1), named_by_lease(1)] {
         let (client, link, lock) = unheard(&world).await;
         link.heal();
         // Less than either TTL: it has to be taken back, not to expire.
@@ -244,9 +317,7 @@ async fn a_shutdown_in_the_middle_of_a_change_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn in_a_storm_of_renewals_there_is_one_holder_at_a_time() {
     let mut renewed = 0;
-    for (seed, make) in
-        (1..=15).flat_map(|seed| [(seed, leased as fn(u64) -> World), (seed, keyed)])
-    {
+    for (seed, make) in (1..=15).flat_map(|seed| KINDS.map(|make| (seed, make))) {
         let world = make(seed);
         let holder = Arc::new(std::sync::Mutex::new((None::<u64>, 0)));
         let mut tasks = tokio::task::JoinSet::new();

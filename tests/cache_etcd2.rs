@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Runtime;
-use tenure::{CacheSource, CacheState, Client, ErrorKind, StoreExt};
+use tenure::{CacheState, Client};
 
 mod common;
+#[path = "common/outages.rs"]
+mod outages;
 #[path = "common/proxy.rs"]
 #[allow(dead_code)]
 mod proxy;
@@ -18,8 +20,9 @@ mod proxy;
 mod suite;
 
 use common::etcd::Etcd;
+use outages::Place;
 use proxy::{Client::IsClosed, Fault, Match, Proxy};
-use suite::{Follower, LONG, eventually, is, soon};
+use suite::{Follower, soon};
 
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
@@ -40,117 +43,55 @@ cache_suite!(
     world()
 );
 
-fn writer(etcd: &Etcd) -> suite::Writer {
-    suite::Writer(Arc::new(Etcd2::new(etcd.url()).unwrap()))
+/// A new server.
+fn place() -> Place {
+    let etcd = Etcd::start();
+    Place {
+        url: format!("etcd2://127.0.0.1:{}", etcd.client_port()),
+        open: |etcd| Arc::new(Etcd2::new(etcd.url()).unwrap()),
+        etcd,
+    }
 }
 
-fn store_url(etcd: &Etcd) -> String {
-    format!("etcd2://127.0.0.1:{}", etcd.client_port())
+async fn behind_a_proxy(at: &Place) -> Proxy {
+    let proxy = Proxy::start(([127, 0, 0, 1], at.etcd.client_port()).into());
+    proxy.await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_starts_from_disk_while_etcd_is_down_and_goes_live_when_it_comes() {
-    let scratch = suite::Scratch::new();
-    let file = scratch.0.join("config.json");
-    let mut etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = client.cache("/config").disk(&file).start().unwrap();
-    soon("the list", cache.synced()).await.unwrap();
-    soon("the end", client.shutdown(LONG)).await;
-    etcd.stop();
-
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = client.cache("/config").disk(&file).start().unwrap();
-    assert_eq!(cache.state(), CacheState::Stale);
-    assert_eq!(cache.source(), CacheSource::Disk);
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    eventually("a reason", async || cache.last_error().is_some()).await;
-    etcd.restart();
-    soon("the list", cache.synced()).await.unwrap();
-    assert_eq!(cache.state(), CacheState::Live);
-    let index = writer(&etcd).set("a", "2").await;
-    soon("a change", cache.caught_up_to(index)).await.unwrap();
-    assert_eq!(cache.get("a").as_deref().unwrap(), "2");
+    outages::it_starts_from_disk_while_etcd_is_down(place()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_live_again() {
-    let mut etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let proxy = Proxy::start(([127, 0, 0, 1], etcd.client_port()).into());
-    let proxy = proxy.await.unwrap();
+    let at = place();
+    at.writer().set("a", "1").await;
+    let proxy = behind_a_proxy(&at).await;
     // The list reaches etcd, and its answer nobody.
     proxy.inject(Match::path("quorum"), Fault::LoseReply(IsClosed));
     let client = Client::open(format!("etcd2://{}", proxy.addr())).unwrap();
     let cache = client.cache("/config").start().unwrap();
-    let mut follower = Follower::new(&cache);
+    let follower = Follower::new(&cache);
     assert_eq!(cache.state(), CacheState::Loading);
     soon("the list", cache.synced()).await.unwrap();
-    assert_eq!((cache.len(), proxy.pending_faults()), (1, 0));
-    follower.next().await;
-
-    etcd.stop();
-    is(&cache, CacheState::Stale).await;
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    assert!(cache.age().unwrap() > Duration::ZERO);
-    etcd.restart();
-    is(&cache, CacheState::Live).await;
-    let index = writer(&etcd).set("a", "2").await;
-    follower.follow_to(index).await;
-    assert_eq!(
-        (follower.updates, follower.resyncs),
-        (1, 1),
-        "nothing but the first list"
-    );
+    assert_eq!(proxy.pending_faults(), 0);
+    outages::it_is_live_again_after_a_restart(at, cache, follower).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_falls_silent_makes_it_stale_and_loses_nothing() {
-    let etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let proxy = Proxy::start(([127, 0, 0, 1], etcd.client_port()).into());
-    let proxy = proxy.await.unwrap();
+    let at = place();
+    let proxy = behind_a_proxy(&at).await;
     let store = Etcd2::builder(proxy.url())
         .watchdog_period(Duration::from_millis(300))
         .watch_patience(Duration::from_secs(1));
     let client = Client::new(store.build().unwrap());
-    let cache = suite::started(&client).await;
-    let mut follower = Follower::new(&cache);
-    proxy.silence().await;
-    let index = writer(&etcd).set("a", "2").await;
-    is(&cache, CacheState::Stale).await;
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    assert!(cache.age().unwrap() >= Duration::from_secs(1));
-    proxy.heal().await;
-    follower.follow_to(index).await;
-    is(&cache, CacheState::Live).await;
-    assert_eq!((follower.updates, follower.resyncs), (1, 0));
+    let (silence, heal) = (proxy.silence(), proxy.heal());
+    outages::it_is_stale_while_a_server_is_silent(at, &client, silence, heal).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_cluster_is_told_and_followed() {
-    let mut etcd = Etcd::start();
-    for round in 0..50 {
-        writer(&etcd).set("old", format!("{round}")).await;
-    }
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = suite::started(&client).await;
-    let mut follower = Follower::new(&cache);
-    let before = cache.snapshot().index();
-    etcd.rebuild();
-    let index = writer(&etcd).set("new", "1").await;
-    assert!(Some(index) < before);
-    eventually("the new cluster's", async || cache.get("new").is_some()).await;
-    assert_eq!(cache.get("old"), None);
-    assert!(cache.snapshot().index() < before, "the one exception");
-    assert_eq!(cache.state(), CacheState::Live);
-    while !follower.values.contains_key(&suite::at("new")) {
-        follower.next().await;
-    }
-    assert_eq!(follower.troubles, [ErrorKind::ClusterChanged]);
-    assert!(follower.resyncs <= 2 && follower.values.len() == 1);
-    // A lock's client does not follow: its tokens mean nothing there.
-    let error = client.store().node(&suite::config()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ClusterChanged);
+    outages::it_tells_of_another_cluster_and_follows_it(place(), true).await;
 }

@@ -9,11 +9,13 @@ use std::time::Duration;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::Runtime;
 use tenure::store::{Commit, Delete, Expiry, Put};
-use tenure::{CacheSource, CacheState, Change, Client, ErrorKind, Index, Store, StoreExt};
+use tenure::{CacheState, Change, Client, Index, Store, StoreExt};
 
 mod common;
 #[path = "common/gate.rs"]
 mod gate;
+#[path = "common/outages.rs"]
+mod outages;
 #[path = "cache_suite/mod.rs"]
 #[macro_use]
 #[allow(dead_code)]
@@ -25,14 +27,11 @@ mod verbs_suite;
 
 use common::etcd::Etcd;
 use gate::{Gate, Pass};
-use suite::{Follower, LONG, eventually, is, soon};
+use outages::Place;
+use suite::{Follower, eventually, soon};
 
 fn open(etcd: &Etcd) -> Etcd3 {
     Etcd3::new(etcd.url()).unwrap()
-}
-
-fn writer(etcd: &Etcd) -> suite::Writer {
-    suite::Writer(Arc::new(open(etcd)))
 }
 
 async fn world() -> (suite::World, Etcd) {
@@ -69,8 +68,14 @@ mod verbs {
     );
 }
 
-fn store_url(etcd: &Etcd) -> String {
-    format!("etcd://127.0.0.1:{}", etcd.client_port())
+/// A new server.
+fn place() -> Place {
+    let etcd = Etcd::start();
+    Place {
+        url: format!("etcd://127.0.0.1:{}", etcd.client_port()),
+        open: |etcd| Arc::new(open(etcd)),
+        etcd,
+    }
 }
 
 /// A client behind a gate that notices quickly when nothing passes.
@@ -85,112 +90,45 @@ async fn behind_a_gate(etcd: &Etcd) -> (Client, Gate) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_starts_from_disk_while_etcd_is_down_and_goes_live_when_it_comes() {
-    let scratch = suite::Scratch::new();
-    let file = scratch.0.join("config.json");
-    let mut etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = client.cache("/config").disk(&file).start().unwrap();
-    soon("the list", cache.synced()).await.unwrap();
-    soon("the end", client.shutdown(LONG)).await;
-    etcd.stop();
-
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = client.cache("/config").disk(&file).start().unwrap();
-    assert_eq!(cache.state(), CacheState::Stale);
-    assert_eq!(cache.source(), CacheSource::Disk);
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    eventually("a reason", async || cache.last_error().is_some()).await;
-    etcd.restart();
-    soon("the list", cache.synced()).await.unwrap();
-    assert_eq!(cache.state(), CacheState::Live);
-    let index = writer(&etcd).set("a", "2").await;
-    soon("a change", cache.caught_up_to(index)).await.unwrap();
-    assert_eq!(cache.get("a").as_deref().unwrap(), "2");
+    outages::it_starts_from_disk_while_etcd_is_down(place()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_in_the_middle_of_a_list_delays_it_and_one_restarted_is_live_again() {
-    let mut etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let (client, gate) = behind_a_gate(&etcd).await;
+    let mut at = place();
+    at.writer().set("a", "1").await;
+    let (client, gate) = behind_a_gate(&at.etcd).await;
     // The list reaches etcd, and its answer nobody. (A connection begins with what a server says.)
     client.store().node(&suite::at("a")).await.unwrap();
     gate.set(Pass::Requests);
-    let before = etcd.calls("started", "Range");
+    let before = at.etcd.calls("started", "Range");
     let cache = client.cache("/config").start().unwrap();
-    let mut follower = Follower::new(&cache);
+    let follower = Follower::new(&cache);
     eventually("the list is asked for", async || {
-        etcd.calls("started", "Range") > before
+        at.etcd.calls("started", "Range") > before
     })
     .await;
     assert_eq!(cache.state(), CacheState::Loading);
-    etcd.stop();
+    at.etcd.stop();
     gate.cut();
     gate.set(Pass::All);
-    etcd.restart();
+    at.etcd.restart();
     soon("the list", cache.synced()).await.unwrap();
-    assert_eq!(cache.len(), 1);
-    follower.next().await;
-
-    etcd.stop();
-    is(&cache, CacheState::Stale).await;
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    assert!(cache.age().unwrap() > Duration::ZERO);
-    etcd.restart();
-    is(&cache, CacheState::Live).await;
-    let index = writer(&etcd).set("a", "2").await;
-    follower.follow_to(index).await;
-    assert_eq!(
-        (follower.updates, follower.resyncs),
-        (1, 1),
-        "nothing but the first list"
-    );
+    outages::it_is_live_again_after_a_restart(at, cache, follower).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_falls_silent_makes_it_stale_and_loses_nothing() {
-    let etcd = Etcd::start();
-    writer(&etcd).set("a", "1").await;
-    let (client, gate) = behind_a_gate(&etcd).await;
-    let cache = suite::started(&client).await;
-    let mut follower = Follower::new(&cache);
-    gate.set(Pass::Nothing);
-    let index = writer(&etcd).set("a", "2").await;
-    is(&cache, CacheState::Stale).await;
-    assert_eq!(cache.get("a").as_deref().unwrap(), "1");
-    assert!(cache.age().unwrap() >= Duration::from_secs(1));
-    gate.set(Pass::All);
-    follower.follow_to(index).await;
-    is(&cache, CacheState::Live).await;
-    assert_eq!((follower.updates, follower.resyncs), (1, 0));
+    let at = place();
+    let (client, gate) = behind_a_gate(&at.etcd).await;
+    let silence = async { gate.set(Pass::Nothing) };
+    let heal = async { gate.set(Pass::All) };
+    outages::it_is_stale_while_a_server_is_silent(at, &client, silence, heal).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_cluster_is_told_and_followed() {
-    let mut etcd = Etcd::start();
-    for round in 0..50 {
-        writer(&etcd).set("old", format!("{round}")).await;
-    }
-    let client = Client::open(store_url(&etcd)).unwrap();
-    let cache = suite::started(&client).await;
-    let mut follower = Follower::new(&cache);
-    let before = cache.snapshot().index();
-    etcd.rebuild();
-    let index = writer(&etcd).set("new", "1").await;
-    assert!(Some(index) < before);
-    eventually("the new cluster's", async || cache.get("new").is_some()).await;
-    assert_eq!(cache.get("old"), None);
-    assert!(cache.snapshot().index() < before, "the one exception");
-    is(&cache, CacheState::Live).await;
-    while !follower.values.contains_key(&suite::at("new")) {
-        follower.next().await;
-    }
-    assert_eq!(follower.troubles, [ErrorKind::ClusterChanged]);
-    assert!(follower.resyncs <= 2 && follower.values.len() == 1);
-    // A lock's client does not follow: its tokens mean nothing there.
-    let error = client.store().node(&suite::config()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ClusterChanged);
+    outages::it_tells_of_another_cluster_and_follows_it(place(), false).await;
 }
 
 /// Keys of one commit, written again in each round.

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use cli::{
     Api, Directory, Place, children, code, ended, etcdctl, fed, lines, now, said, signal, tenure,
-    under, until,
+    under,
 };
+use common::wait::until_blocking as until;
 use serde_json::{Value, json};
 
 on_both! {

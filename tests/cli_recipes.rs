@@ -13,9 +13,9 @@ use std::process::Stdio;
 
 use cli::{
     Api, Directory, children, code, ended, is_alive, lines, lock, said, signal, tenure, under,
-    until,
 };
 use common::etcd::Etcd;
+use common::wait::until_blocking as until;
 use serde_json::Value;
 
 on_both! {

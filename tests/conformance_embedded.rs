@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
-use tenure::store::Prefixed;
+use tenure::store::{Layout, Prefixed};
 use tenure::testkit::{Call, Faulty, Odds};
 use tenure::{Key, Store, conformance};
 
@@ -29,6 +29,13 @@ async fn conforms(store: impl Store) {
 #[tokio::test(start_paused = true)]
 async fn the_embedded_store_conforms() {
     conforms(on_paused_time()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_embedded_store_conforms_with_the_layout_of_etcd_v3() {
+    let runtime = Runtime::on_tokio_time(1);
+    let store = Embedded::builder().runtime(runtime).layout(Layout::Leased);
+    conforms(store.build()).await;
 }
 
 #[tokio::test]

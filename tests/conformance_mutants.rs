@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use keyed::Keyed;
 use mutant::Mutant;
+use tenure::store::Layout;
 use tenure::{Key, Store, conformance};
 
 /// What is wrong with a store, and the check that must see it.
@@ -74,6 +75,8 @@ bugs! { Bug, BUGS:
     WithdrawsOnlyWithHelp => "a_withdrawal_finds_its_node_with_or_without_help",
     WithdrawsByKey => "a_withdrawal_spares_what_took_the_nodes_place",
     WithdrawsOnce => "a_withdrawal_again_finds_nothing_and_succeeds",
+    WithdrawsALaterOne => "a_tag_can_be_used_again_where_it_is_the_name",
+    MarksWhatIsKnown => "a_tag_can_be_used_again_where_it_is_the_name",
     // Deletions.
     DeletesUnconditionally => "a_deletion_obeys_its_condition",
     DeletesNothingGladly => "a_deletion_of_nothing_is_not_found",
@@ -108,6 +111,14 @@ bugs! { Bug, BUGS:
     NamesTheWrongCheck => "a_commit_whose_check_fails_does_nothing_and_names_it",
     CommitsOneByOne => "a_commit_whose_operation_fails_does_nothing",
     DeniesAndCommits => "a_store_without_commits_says_so_and_changes_nothing",
+    AppendsOneByOne => "appends_of_a_commit_are_all_or_none",
+    AppendsPastMarks => "appends_of_a_commit_are_all_or_none",
+    AppendsOnlyTheFirst => "a_commit_appends_as_an_append_does",
+    ForgetsTheBodies => "a_commit_appends_as_an_append_does",
+    IgnoresEmpty => "a_commit_into_empty_lines_finds_them_empty",
+    EmptyIsMissing => "a_commit_into_empty_lines_finds_them_empty",
+    NamesTheWrongLine => "a_commit_into_empty_lines_finds_them_empty",
+    AppendsRawTogether => "what_a_commit_cannot_do_is_refused_by_its_kind",
 }
 
 // In a store that renews key by key.
@@ -150,9 +161,11 @@ async fn caught(store: Arc<dyn Store>, name: &str) -> bool {
 async fn without_its_bug_a_mutant_passes() {
     let names: BTreeSet<_> = BUGS.iter().map(|(_, name)| *name).collect();
     for check in conformance::all().filter(|check| names.contains(check.name())) {
-        let dir = Key::new("/_conformance/sane").unwrap();
-        let outcome = check.run(Arc::new(Mutant::sane()), dir).await;
-        assert!(outcome.is_ok(), "{}: {outcome:?}", check.name());
+        for layout in [Layout::Numbered, Layout::Leased] {
+            let dir = Key::new("/_conformance/sane").unwrap();
+            let outcome = check.run(Arc::new(Mutant::sane(layout)), dir).await;
+            assert!(outcome.is_ok(), "{}: {outcome:?}", check.name());
+        }
     }
 }
 

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::future::IntoFuture as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -21,30 +20,23 @@ mod gate;
 mod suite;
 
 use common::etcd::Etcd;
-use common::v3;
+use common::v3::{self, TTL, announced};
+use common::wait::LONG;
 use gate::{Gate, Pass};
 
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
-    let url = server.url();
-    let open = move || -> Arc<dyn tenure::Store> { Arc::new(Etcd3::new(&url).unwrap()) };
-    (
-        suite::World {
-            open: Box::new(open),
-            runtime: Runtime::default(),
-        },
-        server,
-    )
+    let world = suite::World {
+        open: Box::new(v3::stores(&server)),
+        runtime: Runtime::default(),
+    };
+    (world, server)
 }
 
 election_suite!(
     tokio::test(flavor = "multi_thread", worker_threads = 2),
     world()
 );
-
-/// A term that no test reaches by accident.
-const TTL: Duration = Duration::from_secs(10);
-const LONG: Duration = Duration::from_secs(30);
 
 fn client(etcd: &Etcd) -> Client {
     v3::client(&etcd.url(), TTL)
@@ -63,24 +55,8 @@ async fn next(leaders: &mut Leaders) -> Option<(u64, String)> {
 
 /// Returns once so many are in line, the leader first.
 async fn candidates(client: &Client, number: usize) -> Vec<Contender> {
-    let reached = async {
-        loop {
-            let line = client.election("a").candidates().await.unwrap();
-            if line.len() == number {
-                return line;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let reached = tokio::time::timeout(LONG, reached).await;
-    reached.unwrap_or_else(|_| panic!("never {number} candidates"))
-}
-
-/// Returns once a client has said whose its session is, so that it writes nothing more by itself.
-async fn announced(client: &Client, session: u64) {
-    while client.who(session).await.unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let election = client.election("a");
+    v3::line_of(number, async || election.candidates().await.unwrap()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

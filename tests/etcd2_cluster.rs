@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tenure::etcd2::{Builder, Etcd2};
 use tenure::runtime::Instant;
 use tenure::store::{Attached, Expiry, Grant, KeyRenewal, Put, Renew, Update, Updates, Watch};
-use tenure::{ErrorKind, Index, Key, LeaseId, Store, StoreExt, Ttl};
+use tenure::{Client, ErrorKind, Index, Key, LeaseId, Store, StoreExt, Ttl};
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
@@ -137,4 +137,55 @@ async fn without_a_quorum_nothing_is_claimed() {
     assert_eq!(error.kind(), ErrorKind::Ambiguous, "{error}");
     let error = store.node(&key("/k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_hangs_costs_no_hold_however_short_its_term_is() {
+    let members = Etcd::start_three();
+    let leads = |it: &Etcd| it.metric("etcd_server_is_leader") > 0.0;
+    let leader = loop {
+        if let Some(leader) = members.iter().position(leads) {
+            break leader;
+        }
+    };
+    let hangs = (leader + 1) % 3;
+    let urls = [hangs, leader, (leader + 2) % 3].map(|n| members[n].url());
+    let ttl = Ttl::new(Duration::from_secs(3)).unwrap();
+    let client = Client::builder(Etcd2::new(urls.join(",")).unwrap()).ttl(ttl);
+    let client = client.build();
+    // A third of what is left of such a term is less than an attempt may take.
+    let guard = client.lock("a").acquire().await.unwrap();
+    let known = guard.deadline().unwrap();
+    guard.extended(known).await.unwrap();
+    members[hangs].pause();
+    let lost = tokio::time::timeout(Duration::from_secs(4), guard.lost()).await;
+    members[hangs].resume();
+    assert!(lost.is_err(), "{lost:?}");
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_renewal_that_is_given_up_early_leaves_the_member_that_did_not_answer() {
+    let members = Etcd::start_three();
+    let leads = |it: &Etcd| it.metric("etcd_server_is_leader") > 0.0;
+    let hangs = (0..3).find(|n| !leads(&members[*n])).unwrap();
+    let urls = [hangs, (hangs + 1) % 3].map(|n| members[n].url());
+    let store = Etcd2::new(urls.join(",")).unwrap();
+    let lease = LeaseId::new(7).unwrap();
+    store.grant(Grant::new(lease, Ttl::DEFAULT)).await.unwrap();
+    let expiry = Expiry::With(lease);
+    store.set(&key("/k"), "own".into(), expiry).await.unwrap();
+    members[hangs].pause();
+    let keys = vec![Attached::new(key("/k"), "own".into())];
+    let since = Instant::new(Duration::from_secs(1));
+    let renew = || {
+        let renewal = store.renew(Renew::new(lease, since, keys.clone()));
+        tokio::time::timeout(Duration::from_millis(500), renewal)
+    };
+    // Half of what an attempt may take, again and again.
+    assert!(renew().await.is_err(), "it hangs");
+    let renewed = renew().await.expect("the next is asked").unwrap();
+    assert_eq!(renewed.keys[0].1, KeyRenewal::Live { since });
+    members[hangs].resume();
 }

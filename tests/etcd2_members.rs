@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::etcd::Etcd;
 use common::fake::{Fake, Say, answer, chunks, node, plain, poll_head, refusal};
+use common::wait::until;
 use common::words::key;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -102,16 +103,6 @@ fn count(fake: &Fake, part: &str) -> usize {
 async fn read(store: &Etcd2) {
     let found = store.node(&key("/k")).await.unwrap().unwrap();
     assert_eq!(found.text(), Some("v"));
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(SOON, waiting).await;
-    assert!(waited.is_ok(), "{what}");
 }
 
 async fn opened(updates: &mut Updates) {

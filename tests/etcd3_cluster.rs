@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::wait::{LONG, until};
 use common::words::{key, value};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -27,18 +28,6 @@ use tokio_util::sync::CancellationToken;
 const MS: Duration = Duration::from_millis(1);
 /// How long after the deletion of its key a guard may still believe.
 const PROMPT: Duration = Duration::from_millis(100);
-
-/// Far more than anything takes; only a hang reaches it.
-const SOON: Duration = Duration::from_secs(30);
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let clock = Clock::boot();
-    let deadline = clock.now() + SOON;
-    while !holds() {
-        assert!(!clock.has_passed(deadline), "{what}");
-        clock.sleep(MS * 5).await;
-    }
-}
 
 async fn three() -> [Etcd; 3] {
     let members = tokio::task::spawn_blocking(Etcd::start_three);
@@ -148,7 +137,7 @@ impl Witnessed {
                 return None;
             }
         };
-        let gone = tokio::time::timeout(SOON, &mut self.gone).await;
+        let gone = tokio::time::timeout(LONG, &mut self.gone).await;
         let late = lost.since(gone.expect("lost, and its key is there").unwrap());
         assert!(late < PROMPT, "lost {late:?} after its key was deleted");
         assert_eq!(self.guard.state(), HoldState::Lost);
@@ -336,7 +325,7 @@ async fn configure(writer: Client, reader: Client, gauge: Gauge, stop: Cancellat
         {
             assert!(error.is_ambiguous() || error.is_transient(), "{error}");
         }
-        let end = clock.now() + SOON;
+        let end = clock.now() + LONG;
         let sees = || {
             cache
                 .get("n")
@@ -465,14 +454,14 @@ async fn whatever_happens_to_one_member_nothing_is_lost_and_all_goes_on() {
     for (guard, waiter) in held.into_iter().zip(waiters) {
         let released = clock.now();
         guard.release().await.unwrap();
-        let (at, next) = tokio::time::timeout(SOON, waiter).await.unwrap().unwrap();
+        let (at, next) = tokio::time::timeout(LONG, waiter).await.unwrap().unwrap();
         assert!(at > released && at.since(released) < Duration::from_secs(1));
         next.release().await.unwrap();
     }
     stop_pushing.cancel();
     let pushed = pushed.await.unwrap();
     let queue = clients[6].queue("work");
-    let end = clock.now() + SOON;
+    let end = clock.now() + LONG;
     while !queue.jobs().await.unwrap().is_empty() {
         assert!(!clock.has_passed(end), "jobs are stuck");
         clock.sleep(MS * 20).await;

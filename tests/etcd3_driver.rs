@@ -10,6 +10,7 @@ mod gate;
 use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
+use common::v3::quiet;
 use common::words::{key, secs, value, write};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
@@ -21,14 +22,6 @@ use tenure::store::{
     Select, Withdraw,
 };
 use tenure::{Client, ErrorKind, Index, LeaseId, Loss, Store, StoreExt, Tag};
-
-/// Without v2, whose clock proposes twice a second.
-fn quiet() -> Etcd {
-    Etcd::start_with(&Options {
-        v2: false,
-        ..Options::default()
-    })
-}
 
 fn open(etcd: &Etcd) -> Etcd3 {
     Etcd3::new(etcd.url()).unwrap()

@@ -12,6 +12,8 @@ mod grpc;
 use std::time::Duration;
 
 use common::etcd::{Etcd, Options};
+use common::v3::quiet;
+use common::wait::{LONG, until};
 use common::words::{key, value};
 use futures_util::StreamExt;
 use gate::{Gate, Pass};
@@ -19,34 +21,16 @@ use grpc::{Client as Caller, Fault, Grpc, Which};
 use prost::Message;
 use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Instant};
-use tenure::store::{Change, Expiry, Update, Watch};
+use tenure::store::{Change, Delete, Expiry, Update, Watch};
 use tenure::{Client, ErrorKind, HoldState, Key, LockGuard, Loss, Store, StoreExt, Ttl};
 use tokio::task::JoinHandle;
 
-/// Far more than anything takes; only a hang reaches it.
-const LONG: Duration = Duration::from_secs(30);
 /// How long after the deletion of its key a guard may still believe.
 const PROMPT: Duration = Duration::from_millis(100);
-
-fn quiet() -> Etcd {
-    Etcd::start_with(&Options {
-        v2: false,
-        ..Options::default()
-    })
-}
 
 fn client(url: &str, ttl: u64) -> Client {
     let ttl = Ttl::new(Duration::from_secs(ttl)).unwrap();
     Client::builder(Etcd3::new(url).unwrap()).ttl(ttl).build()
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let clock = Clock::boot();
-    let deadline = clock.now() + LONG;
-    while !holds() {
-        assert!(!clock.has_passed(deadline), "{what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// When somebody else, on a connection of its own, is told that this key was deleted.
@@ -279,6 +263,7 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
     let holder = client(&proxy.url(), 3);
     let kept = holder.lock("kept").acquire().await.unwrap();
     let given = holder.lock("given").acquire().await.unwrap();
+    let several = holder.lock_all(["one", "two"]).acquire().await.unwrap();
     let waits = client(&etcd.url(), 3);
     let lock = waits.lock("given");
     let waiter = tokio::spawn(async move { lock.acquire().await });
@@ -304,10 +289,13 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
 
     let asked = clock.now();
     for client in [&holder, &waits] {
-        let error = client.lock("new").acquire().await.unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("NOSPACE"), "{:?} {text}", error.kind());
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+        let one = client.lock("new").acquire().await.unwrap_err();
+        let locks = client.lock_all(["new", "newer"]);
+        for error in [one, locks.acquire().await.unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("NOSPACE"), "{:?} {text}", error.kind());
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}");
+        }
     }
     let took = clock.now().since(asked);
     assert!(took < Duration::from_secs(1), "refused after {took:?}");
@@ -322,7 +310,8 @@ async fn without_space_what_is_held_stays_held_and_goes_and_nothing_is_stuck() {
     let next = tokio::time::timeout(Duration::from_secs(1), waiter).await;
     next.unwrap().unwrap().unwrap().release().await.unwrap();
     kept.release().await.unwrap();
-    for name in ["kept", "given", "new"] {
+    several.release().await.unwrap();
+    for name in ["kept", "given", "one", "two", "new", "newer"] {
         until_line(&direct, name, 0).await;
     }
 
@@ -500,4 +489,71 @@ async fn one_who_began_a_connection_and_is_not_polled_keeps_nobody_waiting() {
     let second = tokio::time::timeout(Duration::from_secs(1), store.node(&at));
     assert_eq!(second.await.expect("an answer in time").unwrap(), None);
     assert_eq!(first.await.unwrap(), None);
+}
+
+/// Where the tag is the name: names are used again, but never one to which something may still
+/// happen.
+#[tokio::test]
+async fn a_name_is_used_again_unless_a_deletion_of_it_may_be_on_the_way() {
+    let etcd = quiet();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let lock = client(&proxy.url(), 10).lock("a");
+    let first = lock.acquire().await.unwrap();
+    let (name, token) = (first.key().clone(), first.token());
+    first.release().await.unwrap();
+    let second = lock.acquire().await.unwrap();
+    assert_eq!(second.key(), &name, "the name is free again");
+    assert!(second.token() > token);
+
+    // An old server without space takes nothing but a deletion that compares nothing. This one is
+    // answered by nobody, and then there is space again.
+    proxy.inject(Which::of("Txn", 1), Fault::NoSpace);
+    let late = Fault::Late(Duration::from_millis(400));
+    proxy.inject(Which::of("DeleteRange", 1), late);
+    second.release().await.unwrap();
+    let third = lock.acquire().await.unwrap();
+    assert_eq!(proxy.hits(), ["Txn", "DeleteRange"]);
+    assert_ne!(third.key(), &name, "what is late would take it");
+    proxy.quiesce().await;
+    assert!(third.is_held());
+    assert!(direct.node(third.key()).await.unwrap().is_some());
+
+    // Somebody deletes it, too short a time ago to be noticed: whatever that was, it can come again.
+    let name = third.key().clone();
+    direct.delete(Delete::new(name.clone())).await.unwrap();
+    let _ = third.release().await;
+    let fourth = lock.acquire().await.unwrap();
+    assert_ne!(fourth.key(), &name, "others delete it");
+    fourth.release().await.unwrap();
+    until_line(&direct, "a", 0).await;
+}
+
+/// The name of a ticket's mark.
+fn mark(ticket: &Key) -> String {
+    let parts = ticket.name().split('-');
+    let parts = parts.map(|it| u64::from_str_radix(it, 16).unwrap());
+    parts.map(|it| format!("{it:016x}")).collect()
+}
+
+/// Put there by a hand, or by a proxy that repeats what it should not.
+#[tokio::test]
+async fn a_name_that_is_not_free_any_more_is_left_for_a_fresh_one() {
+    let etcd = quiet();
+    let direct = Etcd3::new(etcd.url()).unwrap();
+    let (lock, cancelled) = (client(&etcd.url(), 10).lock("a"), key("/_cancelled"));
+    for taken in ["its place", "its mark"] {
+        let before = lock.acquire().await.unwrap();
+        let name = before.key().clone();
+        before.release().await.unwrap();
+        let at = match taken {
+            "its place" => name.clone(),
+            _ => cancelled.join(&mark(&name)).unwrap(),
+        };
+        direct.set(&at, "".into(), Expiry::Never).await.unwrap();
+        let guard = lock.acquire().timeout(LONG).await.unwrap();
+        assert_ne!(guard.key(), &name, "{taken}");
+        guard.release().await.unwrap();
+        until_line(&direct, "a", 0).await;
+    }
 }

@@ -70,6 +70,8 @@ enum Kind {
     Lock,
     /// The same for a user, whose tokens live for a second.
     UsersLock,
+    /// Three locks at once.
+    Several,
     Election,
     Permits,
     Queue,
@@ -129,6 +131,10 @@ impl Scene {
     /// Believes in a hold for so long, or as long as it lasts, and writes down for how long it
     /// was believed in.
     async fn keep(&self, hold: &Hold, length: Duration) {
+        self.keep_one("", hold, length).await;
+    }
+
+    async fn keep_one(&self, what: &str, hold: &Hold, length: Duration) {
         let from = self.clock.now();
         let mut deadline = hold.deadline().unwrap_or(from);
         let mut kept = std::pin::pin!(hold.run(self.clock.sleep(length)));
@@ -140,7 +146,7 @@ impl Scene {
             }
         }
         let to = self.clock.now().min(deadline);
-        self.note("", hold.token(), from, to);
+        self.note(what, hold.token(), from, to);
     }
 
     fn note(&self, what: &str, token: u64, from: Instant, to: Instant) {
@@ -163,6 +169,16 @@ impl Scene {
                 let guard = client.lock(&self.name).acquire().timeout(limit).await;
                 let guard = guard.map_err(text)?;
                 self.keep(&guard, length).await;
+                guard.release().await.map_err(text)
+            }
+            Kind::Several => {
+                let locks = client.lock_all(self.names());
+                let guard = match locks.try_acquire().await.map_err(text)? {
+                    Some(guard) => guard,
+                    None => locks.acquire().timeout(limit).await.map_err(text)?,
+                };
+                let kept = { guard.guards() }.map(|(name, it)| self.keep_one(name, it, length));
+                futures_util::future::join_all(kept).await;
                 guard.release().await.map_err(text)
             }
             Kind::Election => {
@@ -242,11 +258,23 @@ impl Scene {
         children.unwrap_or_default()
     }
 
+    /// Of the locks that are taken at once.
+    fn names(&self) -> [String; 3] {
+        ["a", "b", "c"].map(|it| format!("{}-{it}", self.name))
+    }
+
     /// What should not be there in the end.
     async fn left(&self) -> Vec<Node> {
         let name = &self.name;
         let mut left = match self.kind {
             Kind::Lock | Kind::UsersLock => self.children(&format!("/_locks/{name}")).await,
+            Kind::Several => {
+                let mut left = Vec::new();
+                for name in self.names() {
+                    left.extend(self.children(&format!("/_locks/{name}")).await);
+                }
+                left
+            }
             Kind::Election => self.children(&format!("/_elections/{name}")).await,
             Kind::Permits => self.children(&format!("/_semaphores/{name}/line")).await,
             Kind::Queue => {
@@ -499,6 +527,11 @@ async fn matrix(kind: Kind) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_call_of_a_lock_goes_wrong_nobody_shares_it_and_nothing_is_left() {
     matrix(Kind::Lock).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_call_of_several_locks_goes_wrong_nobody_shares_one_and_nothing_is_left() {
+    matrix(Kind::Several).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

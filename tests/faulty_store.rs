@@ -153,6 +153,35 @@ async fn a_lost_request_changes_nothing_and_a_lost_reply_leaves_its_change() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_echo_is_done_again_later_where_a_driver_may_repeat() {
+    let store = faulty(1);
+    let (dir, tag) = (
+        Key::new("/jobs").unwrap(),
+        Tag::new(LeaseId::new(7).unwrap(), 1),
+    );
+    let withdraw = || store.withdraw(Withdraw::new(dir.clone(), tag, Naming::Tag));
+    store.next(Call::Withdraw, Fault::Echo(LATE));
+    assert!(!withdraw().await.unwrap().removed);
+    let again = Key::new(format!("/jobs/{tag}")).unwrap();
+    store
+        .inner()
+        .set(&again, "x".into(), Expiry::Never)
+        .await
+        .unwrap();
+    let (clock, asked) = (Clock::tokio(), Clock::tokio().now());
+    store.quiesce().await;
+    assert_eq!(clock.now().since(asked), LATE);
+    assert_eq!(store.inner().node(&again).await.unwrap(), None);
+
+    store.next(Call::Put, Fault::Echo(LATE));
+    put(&store, "once").await.unwrap();
+    put(&store, "twice").await.unwrap();
+    store.quiesce().await;
+    assert_eq!(truth(&store).await.unwrap(), "twice");
+    assert_eq!(clock.now().since(asked), LATE);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_commit_lands_after_a_later_write() {
     let store = faulty(1);
     store.next(Call::Put, Fault::LateCommit(LATE));

@@ -6,6 +6,7 @@
 //! after everything is healed the line moves and then is empty within the bound.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -254,6 +255,92 @@ async fn storm(kind: Kind, seed: u64) -> usize {
     scene.check_holds(&what)
 }
 
+/// Short holds, so that names are used again where they can be, while withdrawals come twice, late
+/// or unheard of. Nobody deletes anything by force, so nothing is lost.
+async fn echoes(seed: u64) -> (usize, usize) {
+    let scene = Scene::new(Kind::V3Like, seed);
+    let end = scene.clock().now() + Duration::from_secs(20);
+    let mut tasks = JoinSet::new();
+    for number in 0..3 {
+        let (client, link) = scene.client(seed * 10 + number);
+        let mut odds = Odds::network(0.02, Duration::from_millis(900));
+        odds.echo = 0.5;
+        link.set_patience(Duration::from_millis(200));
+        link.set_odds(Call::Withdraw, odds);
+        let (scene, dice) = (scene.clone(), Entropy::seeded(seed ^ number));
+        tasks.spawn(async move {
+            let (mut names, mut reused) = (BTreeSet::new(), 0);
+            while !scene.clock().has_passed(end) {
+                let guard = client.lock("a").acquire().await.unwrap();
+                reused += usize::from(!names.insert(guard.key().clone()));
+                let length = scene.clock().sleep(Duration::from_millis(dice.u64() % 60));
+                let kept = guard.run(length).await;
+                kept.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                scene.hold(guard, Duration::ZERO).await;
+                let pause = Duration::from_millis(dice.u64() % 40);
+                scene.clock().sleep(pause).await;
+            }
+            link.quiesce().await;
+            (client, reused)
+        });
+    }
+    let mut reused = 0;
+    let mut clients = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        let (client, count) = done.unwrap();
+        clients.push(client);
+        reused += count;
+    }
+    let what = format!("echoes, seed {seed}");
+    scene.check_empties(&what, TTL * 2).await;
+    (scene.check_holds(&what), reused)
+}
+
+#[test]
+fn withdrawals_that_come_twice_harm_nobody_who_has_the_name_by_then() {
+    let (mut holds, mut reused) = (0, 0);
+    for seed in 1..=40 {
+        let (held, names) = paused(echoes(seed));
+        (holds, reused) = (holds + held, reused + names);
+    }
+    println!("{holds} holds, {reused} of them under a name that was used before");
+    assert!(
+        reused > 1_000,
+        "{reused} of {holds}: too few to mean anything"
+    );
+}
+
+/// It was found in the line, but whatever repeated it on the way can do so again.
+#[test]
+fn the_name_of_an_append_that_was_not_answered_is_not_used_again() {
+    paused(async {
+        let scene = Scene::new(Kind::V3Like, 1);
+        let (client, link) = scene.client(1);
+        link.set_patience(Duration::from_millis(100));
+        let mut before = None;
+        for fault in [None, None, Some(Fault::LostReply), None] {
+            if let Some(fault) = fault {
+                // Now the name of before is taken from, and this one is put to, what is spared.
+                link.next(Call::Append, fault);
+            }
+            let guard = client.lock("a").acquire().await.unwrap();
+            let name = guard.key().clone();
+            guard.release().await.unwrap();
+            if let Some((named, was)) = before.replace((name.clone(), fault)) {
+                assert_eq!(named == name, was.is_none(), "after {was:?}");
+            }
+        }
+    });
+}
+
+fn paused<T>(story: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(story)
+}
+
 #[test]
 fn in_seeded_storms_nobody_shares_the_lock_and_all_recover() {
     let seeds = std::env::var("TENURE_SEEDS")
@@ -267,12 +354,7 @@ fn in_seeded_storms_nobody_shares_the_lock_and_all_recover() {
     for kind in Kind::ALL {
         let mut holds = 0;
         for seed in first..first + seeds {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .start_paused(true)
-                .build()
-                .unwrap();
-            holds += runtime.block_on(storm(kind, seed));
+            holds += paused(storm(kind, seed));
         }
         assert!(
             holds > seeds as usize * 10,

@@ -24,6 +24,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::wait::until_blocking as until;
 use futures_util::StreamExt as _;
 use referee::Referee;
 use tenure::etcd3::Etcd3;
@@ -42,14 +43,6 @@ const LONG: Duration = Duration::from_secs(90);
 
 fn now() -> Instant {
     Clock::boot().now()
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = now();
-    while !is_so() {
-        assert!(now().since(begun) < LONG, "{what}: not so");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[derive(Clone, Copy, PartialEq)]

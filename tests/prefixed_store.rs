@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tenure::embedded::Embedded;
-use tenure::store::{Change, Commit, Condition, Delete, Expiry, Get, Prefixed, Put, Update, Watch};
-use tenure::{ErrorKind, Key, Store, StoreExt};
+use tenure::store::{
+    Append, Change, Commit, Condition, Delete, Expiry, Get, Prefixed, Put, Update, Watch,
+};
+use tenure::{ErrorKind, Key, LeaseId, Store, StoreExt, Tag};
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
@@ -112,6 +114,29 @@ async fn an_error_speaks_of_the_key_that_was_asked_for() {
         .unwrap()
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidKey);
+}
+
+#[tokio::test]
+async fn a_commit_appends_below_the_prefix_and_names_the_lines_as_seen_from_there() {
+    let (inner, store) = stores();
+    let tag = |nonce| Tag::new(LeaseId::new(7).unwrap(), nonce);
+    let into = |line: &str, nonce| {
+        let ticket = Append::ticket(key(line), tag(nonce), Expiry::Never);
+        Commit::new()
+            .check(key(line), Condition::Empty)
+            .append(ticket)
+    };
+    let committed = store.commit(into("/l", 1)).await.unwrap();
+    let [Some(node)] = &committed.nodes[..] else {
+        panic!("{committed:?}");
+    };
+    assert!(node.key.below(&key("/l")).is_some(), "{node:?}");
+    assert_eq!(inner.children(&key("/org/team/l")).await.unwrap().len(), 1);
+    let error = store.commit(into("/l", 2)).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.key()),
+        (ErrorKind::ConditionFailed, Some(&key("/l")))
+    );
 }
 
 #[tokio::test]

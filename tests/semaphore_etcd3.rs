@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tenure::etcd3::Etcd3;
 use tenure::runtime::{Clock, Runtime};
 use tenure::store::Expiry;
 use tenure::{Client, Contender, ErrorKind, Key, LeaseId, Permit, StoreExt};
@@ -21,20 +20,17 @@ mod gate;
 mod suite;
 
 use common::etcd::Etcd;
-use common::v3;
+use common::v3::{self, TTL, announced};
+use common::wait::LONG;
 use gate::{Gate, Pass};
 
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
-    let url = server.url();
-    let open = move || -> Arc<dyn tenure::Store> { Arc::new(Etcd3::new(&url).unwrap()) };
-    (
-        suite::World {
-            open: Box::new(open),
-            runtime: Runtime::default(),
-        },
-        server,
-    )
+    let world = suite::World {
+        open: Box::new(v3::stores(&server)),
+        runtime: Runtime::default(),
+    };
+    (world, server)
 }
 
 semaphore_suite!(
@@ -42,34 +38,14 @@ semaphore_suite!(
     world()
 );
 
-/// A term that no test reaches by accident.
-const TTL: Duration = Duration::from_secs(10);
-const LONG: Duration = Duration::from_secs(30);
-
 fn client(etcd: &Etcd) -> Client {
     v3::client(&etcd.url(), TTL)
 }
 
 /// Returns once so many are in line.
 async fn line_has(client: &Client, number: usize) -> Vec<Contender> {
-    let reached = async {
-        loop {
-            let line = client.semaphore("a").contenders().await.unwrap();
-            if line.len() == number {
-                return line;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let reached = tokio::time::timeout(LONG, reached).await;
-    reached.unwrap_or_else(|_| panic!("never {number} in line"))
-}
-
-/// Returns once a client has said whose its session is, so that it writes nothing more by itself.
-async fn announced(client: &Client, session: u64) {
-    while client.who(session).await.unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let semaphore = client.semaphore("a");
+    v3::line_of(number, async || semaphore.contenders().await.unwrap()).await
 }
 
 fn waits(client: &Client, weight: u32) -> JoinHandle<tenure::Result<Permit>> {

@@ -1,6 +1,6 @@
 //! Everything of a client hangs on one session: a leadership that is proclaimed again and again, a
 //! lock, permits and several locks at once, in seeded storms of faults. Over the embedded store on
-//! paused time, and over the same store with no more than etcd v2 has.
+//! paused time, and over the same store with no more than etcd v2 has, or as etcd v3 lays out lines.
 //!
 //! Checked: nothing is held twice, no more permits than there are; nothing is lost while no call
 //! goes unanswered for long; after everything is healed each client gets its turn, and what was
@@ -11,15 +11,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tenure::embedded::Embedded;
-use tenure::runtime::{Clock, Entropy, Instant, Runtime};
+use tenure::runtime::{Clock, Instant, Runtime};
 use tenure::store::Get;
 use tenure::testkit::{Faulty, Odds};
-use tenure::{Client, Error, ErrorKind, Key, Store, Ttl};
+use tenure::{Client, Error, ErrorKind, Key, Store};
 use tokio::task::JoinSet;
 
+#[path = "common/kinds.rs"]
+mod kinds;
 #[path = "common/v2like.rs"]
 mod v2like;
+
+use kinds::Kind;
 
 const TTL: Duration = Duration::from_secs(9);
 const LENGTH: Duration = Duration::from_secs(90);
@@ -129,24 +132,17 @@ async fn leads(client: Client, clock: Clock, book: Book, until: Instant) {
     }
 }
 
-async fn storm(v2: bool, seed: u64, odds: Odds) -> (BTreeMap<String, usize>, Vec<String>) {
+async fn storm(kind: Kind, seed: u64, odds: Odds) -> (BTreeMap<String, usize>, Vec<String>) {
     let runtime = Runtime::on_tokio_time(seed);
     let clock = runtime.clock.clone();
-    let store = Embedded::builder().runtime(runtime.clone()).build();
+    let store = kind.store(&runtime);
     let (book, mut tasks) = (Book::default(), JoinSet::new());
     let (mut clients, mut links) = (Vec::new(), Vec::new());
     let until = clock.now() + LENGTH;
     for number in 0..3 {
         let seed = seed * 10 + number;
-        let link = Faulty::new(store.clone(), seed);
+        let (client, link) = kind.client(&store, &runtime, seed, TTL);
         link.set_patience(Duration::from_secs(1));
-        let under: Arc<dyn Store> = match v2 {
-            true => Arc::new(v2like::V2Like::new(link.clone())),
-            false => Arc::new(link.clone()),
-        };
-        let runtime = Runtime::new(clock.clone(), Entropy::seeded(seed));
-        let client = Client::builder(under).runtime(runtime);
-        let client = client.ttl(Ttl::new(TTL).unwrap()).build();
         let all = (client.clone(), clock.clone(), book.clone());
         let (one, two, three) = (all.clone(), all.clone(), all.clone());
         tasks.spawn(locks(one.0, one.1, one.2, until));
@@ -188,6 +184,10 @@ async fn storm(v2: bool, seed: u64, odds: Odds) -> (BTreeMap<String, usize>, Vec
     (book.check(seed), lost)
 }
 
+fn kind(seed: u64) -> Kind {
+    Kind::ALL[usize::try_from(seed % 3).unwrap()]
+}
+
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().start_paused(true).build();
@@ -196,21 +196,21 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn in_seeded_storms_nothing_that_hangs_on_one_session_is_held_twice_or_left() {
-    for seed in 0..12 {
+    for seed in 0..18 {
         let odds = Odds::network(0.02, Duration::from_secs(2));
-        let (held, _) = run(storm(seed % 2 == 0, seed, odds));
+        let (held, _) = run(storm(kind(seed), seed, odds));
         assert!(held.len() == 4, "seed {seed}: {held:?}");
     }
 }
 
 #[test]
 fn what_hangs_on_one_session_outlasts_answers_that_are_lost() {
-    for seed in 0..12 {
+    for seed in 0..18 {
         let mut odds = Odds::none();
         odds.lost_reply = 0.04;
         odds.lost_request = 0.04;
         odds.unavailable = 0.04;
-        let (held, lost) = run(storm(seed % 2 == 0, seed, odds));
+        let (held, lost) = run(storm(kind(seed), seed, odds));
         assert!(lost.is_empty(), "seed {seed}: {lost:?} of {held:?}");
     }
 }

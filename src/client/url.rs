@@ -9,7 +9,7 @@ use crate::embedded::Embedded;
 use tls::{TlsOptions, unescape};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::Key;
+use crate::key::{Key, Tag};
 use crate::runtime::Runtime;
 use crate::store::{Prefixed, Store};
 
@@ -38,6 +38,9 @@ pub struct StoreUrl {
     user: Option<User>,
     hosts: Vec<String>,
     prefix: Option<Key>,
+    /// Where the v3 driver's marks lie, if they lie below the prefix.
+    #[cfg_attr(not(feature = "etcd3"), allow(dead_code))] // only the driver reads it
+    marks: Option<Key>,
     #[cfg_attr(not(any(feature = "etcd2", feature = "etcd3")), allow(dead_code))]
     // only drivers read it
     tls: TlsOptions,
@@ -118,10 +121,8 @@ impl StoreUrl {
         if let Some(User { name, password }) = &self.user {
             builder = builder.user(name, password);
         }
-        // Whoever may use the prefix only can have them there only.
-        let marks = self.prefix.as_ref().map(|it| it.join("_cancelled"));
-        if let Some(Ok(marks)) = marks {
-            builder = builder.marks(marks);
+        if let Some(marks) = &self.marks {
+            builder = builder.marks(marks.clone());
         }
         Some(if tls {
             builder.tls(self.tls.made())
@@ -257,6 +258,7 @@ fn parse(url: &str) -> Result<StoreUrl> {
             user: None,
             hosts: Vec::new(),
             prefix: None,
+            marks: None,
             tls: TlsOptions::default(),
         });
     }
@@ -317,11 +319,16 @@ fn parse(url: &str) -> Result<StoreUrl> {
         "" => None,
         prefix => Some(Key::new(prefix)?),
     };
+    let marks = match (scheme, &prefix) {
+        (Scheme::Etcd3 { .. }, Some(prefix)) => Some(marks_below(prefix)?),
+        _ => None,
+    };
     Ok(StoreUrl {
         scheme,
         user,
         hosts,
         prefix,
+        marks,
         tls,
     })
 }
@@ -334,6 +341,25 @@ fn parse_user(text: &str) -> Result<User> {
         name: unescape(name)?,
         password: unescape(password)?,
     })
+}
+
+/// Where the v3 driver's marks lie for whoever uses this prefix: who may use that only can have them
+/// there only.
+fn marks_below(prefix: &Key) -> Result<Key> {
+    let marks = prefix.join("_cancelled");
+    let mark = 1 + Tag::TEXT_LEN;
+    match marks {
+        Ok(marks) if marks.as_str().len() + mark <= Key::MAX_LEN => Ok(marks),
+        _ => {
+            let (len, most) = (prefix.as_str().len(), Key::MAX_LEN);
+            let room = most - mark - "/_cancelled".len();
+            let text = format!(
+                "the prefix has {len} bytes, and a key at most {most}: with more than {room} there is no \
+                 room below it for the marks of what is taken back, and little for names; use a shorter one"
+            );
+            Err(Error::new(ErrorKind::InvalidKey, text))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -441,5 +467,26 @@ mod tests {
         );
         assert!(StoreUrl::parse("etcd2://h").unwrap().etcd3().is_none());
         assert!(StoreUrl::parse("etcds://h").unwrap().etcd3().is_some());
+    }
+
+    #[test]
+    fn a_prefix_that_leaves_no_room_for_the_marks_is_refused_and_not_done_without_it() {
+        let of = |length: usize| format!("etcd://h/{}", "p".repeat(length - 1));
+        let room = Key::MAX_LEN - "/_cancelled/".len() - Tag::TEXT_LEN;
+        let longest = StoreUrl::parse(&of(room)).unwrap();
+        let marks = longest.marks.unwrap();
+        assert!(marks.is_within(&longest.prefix.unwrap()));
+        let tag = "f".repeat(Tag::TEXT_LEN);
+        assert_eq!(marks.join(&tag).unwrap().as_str().len(), Key::MAX_LEN);
+        for length in [room + 1, Key::MAX_LEN - 5, Key::MAX_LEN] {
+            let error = StoreUrl::parse(&of(length)).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey, "{error}");
+            let text = error.to_string();
+            assert!(text.contains("use a shorter one"), "{text}");
+            assert!(text.contains(&room.to_string()), "{text}");
+        }
+        // On etcd v2 there are none.
+        let of_v2 = of(room + 1).replace("etcd:", "etcd2:");
+        assert!(StoreUrl::parse(&of_v2).unwrap().marks.is_none());
     }
 }

@@ -3,7 +3,9 @@
 use super::subject::{Checked, Subject, refused};
 use crate::error::ErrorKind;
 use crate::key::{Key, Tag};
-use crate::store::{Append, Expiry, Naming, Put, StoreExt, Withdraw};
+use crate::store::{
+    Append, Commit, Condition, Expiry, Layout, Naming, Node, Put, StoreExt, Withdraw,
+};
 
 checks![
     a_withdrawal_finds_its_node_with_or_without_help,
@@ -12,6 +14,7 @@ checks![
     a_withdrawal_takes_only_its_own,
     a_withdrawal_spares_what_took_the_nodes_place,
     a_withdrawn_append_comes_never_where_the_store_says_so,
+    a_tag_can_be_used_again_where_it_is_the_name,
 ];
 
 const NAMINGS: [Naming; 2] = [Naming::Ticket, Naming::Tag];
@@ -160,5 +163,41 @@ async fn a_withdrawn_append_comes_never_where_the_store_says_so(on: Subject) -> 
             );
         }
     }
+    Ok(())
+}
+
+async fn a_tag_can_be_used_again_where_it_is_the_name(on: Subject) -> Checked {
+    if on.about().layout != Layout::Leased {
+        return Ok(());
+    }
+    let (dir, tag) = (on.key("dir")?, on.tag());
+    let ticket = append(&dir, tag, Naming::Ticket);
+    let withdraw = Withdraw::new(dir.clone(), tag, Naming::Ticket);
+    let mut before: Vec<Node> = Vec::new();
+    for _ in 0..3 {
+        let node = on.append(ticket.clone()).await?.node;
+        for earlier in &before {
+            // A repeat that comes late.
+            let late = on.withdraw(withdraw.clone().node(earlier.clone())).await?;
+            ensure!(!late.removed, "{late:?} of {earlier:?} took {node:?}");
+            ensure!(node.created > earlier.created, "{node:?} after {earlier:?}");
+            ensure_eq!(on.node(&node.key).await?, Some(node.clone()), "the later");
+            if on.about().commits {
+                let put = Put::new(on.key("fenced")?, "x", Expiry::Never);
+                let commit = Commit::new()
+                    .check(node.key.clone(), Condition::Created(earlier.created))
+                    .put(put);
+                let outcome = on.commit(commit).await;
+                refused(outcome, ErrorKind::ConditionFailed, "the earlier's write")?;
+            }
+        }
+        let withdrawn = on.withdraw(withdraw.clone().node(node.clone())).await?;
+        ensure!(withdrawn.removed, "{withdrawn:?} of {node:?}");
+        ensure_eq!(on.node(&node.key).await?, None, "{node:?}");
+        before.push(node);
+    }
+    on.withdraw(withdraw).await?;
+    let late = on.append(ticket).await;
+    refused(late, ErrorKind::ConditionFailed, "after one for good")?;
     Ok(())
 }

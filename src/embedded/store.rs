@@ -36,6 +36,8 @@ impl Store for Embedded {
     }
 
     async fn put(&self, put: Put) -> Result<Written> {
+        let fit = put.when.check_of_write();
+        fit.map_err(|error| place(error, "put", &put.key))?;
         let written = self.shared.turn(|core| {
             let event = core.put(&put)?;
             Ok(Written::new(
@@ -82,6 +84,8 @@ impl Store for Embedded {
     }
 
     async fn delete(&self, delete: Delete) -> Result<Deleted> {
+        let fit = delete.when.check_of_write();
+        fit.map_err(|error| place(error, "delete", &delete.key))?;
         let deleted = self.shared.turn(|core| {
             let event = core.delete_if(&delete)?;
             let previous = event
@@ -122,6 +126,8 @@ impl Store for Embedded {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
+        let fit = commit.check_operations();
+        fit.map_err(|error| error.during("commit").on(NAME))?;
         let committed = self.shared.turn(|core| {
             let nodes = match core.commit(&commit) {
                 Ok(nodes) => nodes,

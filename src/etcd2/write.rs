@@ -67,6 +67,7 @@ impl Driver {
                 return written(reply);
             }
             Condition::Created(_) => return Err(no_created()),
+            Condition::Empty => return Err(Condition::only_a_check()),
         };
         let call = make(plain)?;
         let reply = self.write(&call, Repeat::NeverSent, deadline).await?;
@@ -146,6 +147,7 @@ impl Driver {
                 return Err(Error::new(ErrorKind::ConditionFailed, text).seen_at(node.modified));
             }
             Condition::Created(_) => return Err(no_created()),
+            Condition::Empty => return Err(Condition::only_a_check()),
         };
         let call = make(plain)?;
         self.write(&call, Repeat::NeverSent, deadline).await

@@ -13,7 +13,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::{FutureExt, stream};
 use tokio::sync::{mpsc, oneshot};
@@ -27,9 +26,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{LeaseId, Ttl};
 use crate::runtime::Instant;
 use crate::transport::{Endpoint, Failure, Limits};
-
-/// A renewal that was given up after this long at least was too slow.
-const UNUSUAL: Duration = Duration::from_millis(200);
 
 /// The stream, while there is one.
 #[derive(Debug, Default)]
@@ -155,8 +151,7 @@ struct Hope<'a> {
 impl Drop for Hope<'_> {
     fn drop(&mut self) {
         let now = self.wire.runtime.clock.now();
-        let normal = self.wire.latency.p99() * 4;
-        if !self.over && now.since(self.since) >= normal.max(UNUSUAL) {
+        if !self.over && self.wire.latency.is_unusual(now.since(self.since)) {
             self.keeper.leave(self.stream);
             self.wire.endpoints.failed(&self.stream.endpoint, now);
         }

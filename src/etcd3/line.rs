@@ -163,8 +163,9 @@ impl Driver {
         let deadline = self.deadline();
         let key = place(&withdraw.dir, withdraw.tag, withdraw.naming)?;
         if let Some(node) = withdraw.node.as_ref().filter(|node| node.key == key) {
-            // A tag is appended once: where its node is known no other can come, and a lock that
-            // is taken and given back all day leaves no marks.
+            // What made this node was answered, so nothing of its append can come any more, and a
+            // lock that is taken and given back all day leaves no marks. The creation is compared:
+            // the name may be used again, and a repeat of this may be late.
             let compare = vec![created(&key, node.created)];
             let outcome = self.take_back(compare, vec![delete(&key)], deadline).await;
             return match outcome {
@@ -181,14 +182,16 @@ impl Driver {
         outcome
     }
 
-    /// Out of space, etcd before 3.5.2 refuses every transaction, also one that only deletes. No
-    /// comparison is needed: nobody else's node has this tag for a name.
+    /// Out of space, etcd before 3.5.2 refuses every transaction, also one that only deletes. This
+    /// compares nothing, so it is sent only once: with the answer nothing of it is on the way any
+    /// more. Without one the name is not used again (see [`Store::withdraw`](crate::Store::withdraw)),
+    /// and nobody else's node has it.
     async fn delete_alone(&self, key: &Key, deadline: Instant) -> Result<Withdrawn> {
         let request = DeleteRangeRequest {
             key: bytes(key),
             ..DeleteRangeRequest::default()
         };
-        let reply = self.wire.call(&request, Ask::HARMLESS, deadline).await?;
+        let reply = self.wire.call(&request, Ask::ONCE, deadline).await?;
         Ok(Withdrawn::new(reply.index, reply.body.deleted > 0, true))
     }
 
@@ -238,7 +241,8 @@ impl Driver {
             .await
     }
 
-    /// Repeating it is harmless: nobody else's node has this tag for a name, and a mark is a mark.
+    /// Repeating it is harmless: it compares with the node, or leaves a mark, and then the name is
+    /// not used again.
     async fn take_back(
         &self,
         compare: Vec<Compare>,
@@ -259,14 +263,14 @@ impl Driver {
 }
 
 /// Where the append of a tag goes.
-fn place(dir: &Key, tag: Tag, naming: Naming) -> Result<Key> {
+pub(super) fn place(dir: &Key, tag: Tag, naming: Naming) -> Result<Key> {
     match naming {
         Naming::Ticket => dir.join(&Layout::leased_name(tag)),
         Naming::Tag | Naming::Raw => dir.join(&tag.to_string()),
     }
 }
 
-fn put(key: &Key, value: &Bytes, lease: Option<LeaseId>) -> Request {
+pub(super) fn put(key: &Key, value: &Bytes, lease: Option<LeaseId>) -> Request {
     Request::Put(PutRequest {
         key: bytes(key),
         value: value.clone(),

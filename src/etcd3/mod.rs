@@ -72,6 +72,7 @@ mod asks;
 mod auth;
 mod builder;
 mod cluster;
+mod commit;
 mod driver;
 mod error;
 mod hub;
@@ -104,7 +105,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, LeaseId};
 use crate::store::{
     About, Append, Appended, Commit, Committed, Delete, Deleted, Freshness, Get, Grant, Granted,
-    Layout, Put, Renew, Renewed, Store, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Layout, Operation, Put, Renew, Renewed, Store, Updates, View, Watch, Withdraw, Withdrawn,
+    Written,
 };
 
 /// A store on etcd v3. Cloning is cheap and shares connections and streams.
@@ -214,7 +216,10 @@ impl Store for Etcd3 {
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
         let outcome = self.0.commit(&commit).await;
-        outcome.map_err(|it| it.during("commit"))
+        let marked = |it: &Operation| matches!(it, Operation::Append(_));
+        let marked = commit.operations.iter().any(marked);
+        let about = |it| if marked { self.about_marks(it) } else { it };
+        outcome.map_err(|it| about(it).during("commit"))
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {

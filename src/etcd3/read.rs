@@ -15,10 +15,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::driver::{Driver, after, bytes, node, prefix, prefix_end};
-use super::error::is_full;
-use super::proto::{KeyValue, RangeRequest, Request, RequestOp, Response, Rpc, TxnRequest};
+use super::proto::{KeyValue, RangeRequest, Rpc};
 use super::rpc::{Ask, Reply};
-use super::txn::{first, number, present};
+use super::txn::{first, number};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{self, Index, Key};
 use crate::runtime::Instant;
@@ -44,53 +43,42 @@ impl Driver {
         }
     }
 
-    /// The key, or if there is none, whether it is a directory: in one round trip.
+    /// The key; and if there is none, whether it is a directory, which takes another request. (One
+    /// transaction could tell both. But etcd 3.5 before 3.5.7 can end itself when a transaction that
+    /// only reads is given up, as by a dropped future.)
     async fn one(&self, get: &Get, deadline: Instant) -> Result<View> {
-        let ask = |serializable| TxnRequest {
-            compare: vec![present(&get.key)],
-            success: vec![RequestOp::from(Request::Range(RangeRequest {
-                key: bytes(&get.key),
-                keys_only: get.keys_only,
-                serializable,
-                ..RangeRequest::default()
-            }))],
-            failure: vec![RequestOp::from(Request::Range(RangeRequest {
-                serializable,
-                ..any_below(&get.key)
-            }))],
-        };
-        let mut reply = match self.fresh(get.freshness, deadline, ask).await {
-            // These credentials may be good for the key and not for what is below it; and out of
-            // space, etcd before 3.5.2 refuses transactions that only read.
-            Err(error) if error.kind() == ErrorKind::Forbidden || is_full(&error) => {
-                return self.alone(get, deadline).await;
-            }
-            reply => reply?,
-        };
-        let found = match reply.take().next() {
-            Some(Response::Range(range)) => first(range),
-            _ => return Err(reply.broken("the answer to a read holds none")),
-        };
-        let found = found.as_ref().and_then(|kv| {
-            if reply.body.succeeded {
-                node(&get.key, kv)
-            } else {
-                directory(&get.key, kv)
-            }
-        });
-        Ok(View::new(reply.index, Vec::from_iter(found)))
-    }
-
-    async fn alone(&self, get: &Get, deadline: Instant) -> Result<View> {
         let ask = |serializable| RangeRequest {
             key: bytes(&get.key),
             keys_only: get.keys_only,
             serializable,
             ..RangeRequest::default()
         };
-        let reply = self.fresh(get.freshness, deadline, ask).await?;
-        let found = reply.body.kvs.first().and_then(|it| node(&get.key, it));
-        Ok(View::new(reply.index, Vec::from_iter(found)))
+        let mut looks = 1;
+        loop {
+            let reply = self.fresh(get.freshness, deadline, ask).await?;
+            if let Some(kv) = reply.body.kvs.first() {
+                let found = node(&get.key, kv);
+                return Ok(View::new(reply.index, Vec::from_iter(found)));
+            }
+            let below = RangeRequest {
+                revision: number(reply.index),
+                serializable: true,
+                ..any_below(&get.key)
+            };
+            let below = match self.wire.call(&below, Ask::LOCAL, deadline).await {
+                Ok(below) => first(below.body),
+                // These credentials may be good for the key and not for what is below it.
+                Err(error) if error.kind() == ErrorKind::Forbidden => None,
+                // Compacted meanwhile: nobody has been told of that index yet.
+                Err(error) if error.kind() == ErrorKind::HistoryLost && looks < MOST_WALKS => {
+                    looks += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let found = below.and_then(|it| directory(&get.key, &it));
+            return Ok(View::new(reply.index, Vec::from_iter(found)));
+        }
     }
 
     /// Asks for what is as fresh as it must be; `request` makes the question, which any server may

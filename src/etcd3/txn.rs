@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::driver::{Driver, bytes};
+use super::driver::{Driver, bytes, prefix, prefix_end};
 use super::error::is_full;
 use super::proto::{
     Compare, KeyValue, Operand, RangeRequest, RangeResponse, Relation, Request, RequestOp,
     Response, Subject, TxnRequest, TxnResponse,
 };
+use super::read::any_below;
 use super::rpc::{Ask, Reply, index};
 use super::write::maybe;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,6 +91,14 @@ pub(super) fn look(key: &Key) -> Request {
     })
 }
 
+/// What tells whether a condition holds.
+pub(super) fn look_for(key: &Key, condition: &Condition) -> Request {
+    match condition {
+        Condition::Empty => Request::Range(any_below(key)),
+        _ => look(key),
+    }
+}
+
 /// The first pair of an answer.
 pub(super) fn first(range: RangeResponse) -> Option<KeyValue> {
     range.kvs.into_iter().next()
@@ -105,6 +114,7 @@ pub(super) fn compares(key: &Key, condition: &Condition) -> Vec<Compare> {
         Condition::Index(index) => vec![modified(key, *index)],
         Condition::Both { value, index } => vec![value_is(key, value), modified(key, *index)],
         Condition::Created(index) => vec![created(key, *index)],
+        Condition::Empty => vec![none_between(prefix(key).into(), prefix_end(key))],
     }
 }
 
@@ -163,12 +173,12 @@ pub(super) fn number(index: Index) -> i64 {
     i64::try_from(index.get()).unwrap_or(i64::MAX)
 }
 
-/// Whether a condition holds for what is at its key.
+/// Whether a condition holds for what was [looked for](look_for).
 pub(super) fn holds(condition: &Condition, kv: Option<&KeyValue>) -> bool {
     let is = |test: &dyn Fn(&KeyValue) -> bool| kv.is_some_and(test);
     match condition {
         Condition::Any => true,
-        Condition::Absent => kv.is_none(),
+        Condition::Absent | Condition::Empty => kv.is_none(),
         Condition::Present => kv.is_some(),
         Condition::Value(value) => is(&|kv| kv.value == *value),
         Condition::Index(index) => is(&|kv| kv.mod_revision == number(*index)),
@@ -183,6 +193,10 @@ pub(super) fn holds(condition: &Condition, kv: Option<&KeyValue>) -> bool {
 pub(super) fn refusal(condition: &Condition, kv: Option<&KeyValue>) -> Error {
     let (kind, text) = match (condition, kv) {
         (Condition::Absent, _) => (ErrorKind::AlreadyExists, "there is something at the key"),
+        (Condition::Empty, _) => (
+            ErrorKind::ConditionFailed,
+            "there is something below the key",
+        ),
         (_, None) => (ErrorKind::NotFound, "there is nothing at the key"),
         (Condition::Value(_), _) => (ErrorKind::ConditionFailed, "it holds another value"),
         (Condition::Created(_), _) => (
@@ -222,6 +236,7 @@ mod tests {
         for (condition, on_it, on_nothing) in [
             (Condition::Any, true, true),
             (Condition::Absent, false, true),
+            (Condition::Empty, false, true),
             (Condition::Present, true, false),
             (Condition::Value(empty()), true, false),
             (Condition::Value("x".into()), false, false),

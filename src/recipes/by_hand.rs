@@ -128,11 +128,11 @@ impl HandLock {
         let tickets = tickets.filter_map(|node| self.core.layout.ticket(&dir, node));
         let mut tickets: Vec<_> = tickets.collect();
         tickets.sort_by(|a, b| a.position.cmp(&b.position));
-        let tag = Some(guard.ticket().tag());
-        if !tickets.iter().any(|ticket| ticket.tag == tag) {
+        let mine = guard.ticket().position()?;
+        if !tickets.iter().any(|ticket| ticket.position == *mine) {
             guard.term().lose(Loss::Deleted);
         }
-        let first = tickets.first().is_some_and(|ticket| ticket.tag == tag);
+        let first = tickets.first().is_some_and(|it| it.position == *mine);
         Ok(first && guard.is_held())
     }
 
@@ -168,8 +168,14 @@ impl HandLock {
             let text = "this lock is not held: acquire it first";
             return Err(Error::new(ErrorKind::Lost, text).during("renew"));
         };
-        guard.renew(ttl).await?;
-        session.set_ttl(ttl);
+        let renewing = session.renewing();
+        match guard.renew(ttl).await {
+            Ok(()) => renewing.done(ttl),
+            Err(error) => {
+                renewing.failed();
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -22,7 +22,9 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// The key of its ticket.
+    /// The key of its ticket. On etcd v3 a later ticket of the same process can have the same one:
+    /// whoever deletes a ticket by hand compares its [`token`](Self::token) too, with
+    /// [`Condition::Created`](crate::store::Condition::Created).
     pub fn key(&self) -> &Key {
         &self.key
     }

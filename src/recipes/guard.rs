@@ -107,6 +107,24 @@ impl LockGuard {
     }
 }
 
+impl LockGuard {
+    /// Gives several locks back, in this order; the first error is the one that is reported.
+    pub(super) async fn release_all(guards: Vec<Self>) -> Result<()> {
+        let taken_apart = guards.into_iter().map(|guard| {
+            let (key, token) = (guard.key().clone(), guard.token);
+            (guard.hold.ticket, (key, token, guard._counted))
+        });
+        let (tickets, locks): (Vec<_>, Vec<_>) = taken_apart.unzip();
+        let mut first = Ok(());
+        for (released, (key, token, _)) in Ticket::release_all(tickets).await.into_iter().zip(locks)
+        {
+            tracing::debug!(target: "tenure::lock", %key, token, ok = released.is_ok(), "lock released");
+            first = first.and(released.map_err(|error| error.during("release").at(&key)));
+        }
+        first
+    }
+}
+
 impl Deref for LockGuard {
     type Target = Hold;
 
@@ -132,7 +150,9 @@ impl Hold {
         self.token
     }
 
-    /// The key of the ticket that it is held by.
+    /// The key of the ticket that it is held by. On etcd v3 a lock that is released and soon taken
+    /// again may get the same one: what tells two holds apart is the [`token`](Self::token), and
+    /// [`Condition::Created`] of it compares with this one.
     pub fn key(&self) -> &Key {
         self.term.key()
     }
@@ -211,6 +231,9 @@ impl Hold {
 
     /// Writes a key in the same store if, and only if, this is still held *there*: one step
     /// that compares the ticket and writes. 1 write, 1 round trip.
+    ///
+    /// What is compared is when the ticket was created: one that somebody deleted and made anew is
+    /// not it, be it under the same lease; a value that somebody puts on top of it changes nothing.
     ///
     /// # Errors
     /// [`Lost`](ErrorKind::Lost): the ticket is gone, nothing was written.

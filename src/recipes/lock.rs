@@ -76,7 +76,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Ttl};
 use crate::recipes::contender::{self, Contender};
 use crate::recipes::guard::LockGuard;
-use crate::recipes::line::Ticket;
+use crate::recipes::line::{Ticket, Volley};
 use crate::recipes::revocation;
 
 /// A mutex that all clients of one store share by its name. Made by
@@ -208,6 +208,36 @@ impl Lock {
         asked.map_err(|error| error.during("request release").at(&dir))
     }
 
+    /// Takes all of these at once if nobody stands in any of their lines. They have one time-to-live.
+    pub(super) async fn take_together(locks: &[&Self]) -> Result<Together> {
+        let begun: Result<Vec<_>> = locks.iter().map(|lock| lock.begin()).collect();
+        let (dirs, keeps): (Vec<_>, Vec<_>) = begun?.into_iter().unzip();
+        let (Some(first), Some(keep)) = (locks.first(), keeps.first()) else {
+            return Ok(Together::Held(Vec::new()));
+        };
+        Ok(match Ticket::take_all(&first.core, &dirs, keep).await? {
+            Volley::Held(tickets) => {
+                let guards = locks.iter().zip(tickets);
+                let guards: Result<_> = guards.map(|(lock, ticket)| lock.guard(ticket)).collect();
+                Together::Held(guards?)
+            }
+            Volley::Busy(place) => Together::Busy(place),
+            Volley::Untold => Together::Untold,
+        })
+    }
+
+    /// Whether this process has tickets in its line: then it is not free.
+    pub(super) fn is_busy_here(&self) -> bool {
+        let dir = self.dir.as_ref();
+        dir.is_ok_and(|dir| self.core.lines.are_occupied(dir))
+    }
+
+    /// Whether anybody is seen in its line, as [`try_acquire`](Self::try_acquire) looks.
+    pub(super) async fn is_seen_busy(&self) -> Result<bool> {
+        let seen = Ticket::is_seen_in(&self.core, &self.dir()?).await;
+        seen.map_err(|error| error.during("try lock"))
+    }
+
     /// The directory of the line.
     pub(super) fn dir(&self) -> Result<Key> {
         self.dir.clone()
@@ -222,7 +252,7 @@ impl Lock {
     }
 
     /// What must be right before anything is sent.
-    fn begin(&self) -> Result<(Key, Keep)> {
+    pub(super) fn begin(&self) -> Result<(Key, Keep)> {
         let (dir, keep) = (self.dir.clone()?, self.keep.clone()?);
         self.core
             .open()
@@ -247,6 +277,16 @@ impl Lock {
         tracing::debug!(target: "tenure::lock", key = %guard.key(), token = guard.token(), "lock held");
         Ok(guard)
     }
+}
+
+/// What came of taking several at once: a [`Volley`] as guards.
+pub(super) enum Together {
+    /// All are held.
+    Held(Vec<LockGuard>),
+    /// None is: in this one's line there is something, and in those before it nothing.
+    Busy(usize),
+    /// Each has to be taken by itself.
+    Untold,
 }
 
 impl Clone for Lock {

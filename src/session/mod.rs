@@ -28,6 +28,7 @@ mod spares;
 mod term;
 mod who;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,17 +253,20 @@ impl Session {
         Tag::new(self.core.id, shared.nonce)
     }
 
-    /// A tag for an append to `dir`: one that has done with that line and is
-    /// hardly older than a fresh one, or a fresh one.
-    pub(crate) fn tag_for(&self, dir: &Key) -> Tag {
+    /// A tag for an append to `dir`: one that has done with that line and is hardly older than a
+    /// fresh one, or a fresh one. Whether it was used before.
+    pub(crate) fn tag_for(&self, dir: &Key) -> (Tag, bool) {
         let spare = self.core.lock().spares.take(dir);
         let wall = self.core.runtime.clock.wall();
         let is_new = |tag: &Tag| tag.made().is_some_and(|made| wall.abs_diff(made) < LIFE);
-        spare.filter(is_new).unwrap_or_else(|| self.tag())
+        match spare.filter(is_new) {
+            Some(tag) => (tag, true),
+            None => (self.tag(), false),
+        }
     }
 
     /// Nothing of this tag is in the store, and nothing of it can come any more: its append was
-    /// answered, and so was what took it back.
+    /// answered, and so was the only withdrawal.
     pub(crate) fn spare(&self, dir: &Key, tag: Tag) {
         self.core.lock().spares.put(dir, tag);
     }
@@ -272,9 +276,9 @@ impl Session {
         self.core.attach(key, content.into(), sent)
     }
 
-    /// Stops keeping `key` alive.
-    pub(crate) fn detach(&self, key: &Key) {
-        self.core.lock().terms.remove(key);
+    /// Stops keeping the key of this term alive.
+    pub(crate) fn detach(&self, term: &Arc<Term>) {
+        self.core.lock().detach(term);
     }
 
     /// The store has said that the lease is gone.
@@ -389,7 +393,12 @@ impl Core {
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {
-            shared.terms.insert(key, term.clone());
+            let before = shared.terms.insert(key, term.clone());
+            // A name is used again only when what had it is detached.
+            debug_assert!(
+                before.is_none_or(|before| before.check().is_err()),
+                "two live terms of one key: {term:?}"
+            );
         }
         term
     }
@@ -453,6 +462,15 @@ impl Shared {
                 target: "tenure::session", keys,
                 "this store renews key by key: each costs the cluster a write every third of a TTL"
             );
+        }
+    }
+
+    /// Its key may be another's by now, which stays.
+    fn detach(&mut self, term: &Arc<Term>) {
+        if let Entry::Occupied(entry) = self.terms.entry(term.key().clone())
+            && Arc::ptr_eq(entry.get(), term)
+        {
+            entry.remove();
         }
     }
 

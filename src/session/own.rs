@@ -38,12 +38,39 @@ impl OwnSession {
         self.lock().ttl
     }
 
-    /// Changes that of those to come.
-    pub(crate) fn set_ttl(&self, ttl: Ttl) {
-        self.lock().ttl = ttl;
+    /// A renewal begins: to be told how it ended.
+    pub(crate) fn renewing(&self) -> Renewing<'_> {
+        Renewing(Some(self))
     }
 
     fn lock(&self) -> MutexGuard<'_, Own> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A renewal under way. When nobody waits for it any more it goes on in its session, which may then
+/// move what hangs on it to another lease at any time: so the next ticket gets another session.
+pub(crate) struct Renewing<'a>(Option<&'a OwnSession>);
+
+impl Renewing<'_> {
+    /// It was refused, or failed.
+    pub(crate) fn failed(mut self) {
+        self.0 = None;
+    }
+
+    /// This is the time-to-live now, and that of sessions to come.
+    pub(crate) fn done(mut self, ttl: Ttl) {
+        if let Some(own) = self.0.take() {
+            own.lock().ttl = ttl;
+        }
+    }
+}
+
+impl Drop for Renewing<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = self.0 {
+            // It ends with the ticket that uses it.
+            own.lock().session = None;
+        }
     }
 }

@@ -102,7 +102,7 @@ async fn change(core: &Core, ttl: Ttl, deadline: Instant) -> Result<()> {
         match moving.key(&key, &value, &term).await {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Lost => {
-                core.lock().terms.remove(&key);
+                core.lock().detach(&term);
                 if !core.card.is_at(&key) {
                     lost.get_or_insert(error);
                 }

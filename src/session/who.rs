@@ -110,6 +110,12 @@ impl Announcer {
         Self(orders)
     }
 
+    /// One that nobody listens to.
+    #[cfg(test)]
+    pub(crate) fn unheard() -> Self {
+        Self(mpsc::unbounded_channel().0)
+    }
+
     pub(crate) fn announce(&self) {
         // A session that is over has stopped listening.
         let _ = self.0.send(Order::Announce);

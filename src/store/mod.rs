@@ -58,7 +58,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The children of a file are none, or `NotADirectory` where the store can tell. The tree of a
     /// file is the file.
     ///
-    /// Cost: 1 round trip; on etcd v2 a [`Freshness::Linearizable`] read is also a proposal.
+    /// Cost: 1 round trip, and on etcd v3 another for a node that is not there; on etcd v2 a
+    /// [`Freshness::Linearizable`] read is also a proposal.
     ///
     /// # Errors
     /// `ClusterChanged` when the store never reached the index asked for; what every read can meet:
@@ -91,9 +92,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Idempotent: the node is found by its tag, so repeating this harms nobody. Succeeds when
     /// there is nothing (any more).
     ///
-    /// Where the tag is the name ([`Layout::Leased`]), a tag whose append was answered, and whose node
-    /// was removed, can be appended again: so with a [`Withdraw::node`] only the node of that
-    /// creation is removed, and what comes late harms no later one.
+    /// With a [`Withdraw::node`] only the node of that creation is removed. So where the tag is the
+    /// name ([`Layout::Leased`]) a tag can be appended again whose append was answered, and whose
+    /// node was removed by the first withdrawal that was tried: no repeat of these two can harm the
+    /// next node of that name. After a withdrawal that failed, or found nothing, take a fresh tag.
     ///
     /// # Errors
     /// `Unsupported` for [`Naming::Raw`], whose nodes have no tag to be found by.
@@ -115,6 +117,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn watch(&self, watch: Watch) -> Updates;
 
     /// Applies all operations if all checks hold, or none.
+    ///
+    /// With appends among them it is sent once, like an append; each can be
+    /// [withdrawn](Store::withdraw) by its tag, and where [`About::cancels`] holds a commit that
+    /// comes after that does nothing.
     ///
     /// # Errors
     /// `ConditionFailed` names the first check that does not hold; `Unsupported` where
@@ -151,7 +157,8 @@ pub struct About {
     pub name: Arc<str>,
     /// How recipes' nodes are named and read back.
     pub layout: Layout,
-    /// Whether [`Store::commit`] works.
+    /// Whether [`Store::commit`] works; where [`cancels`](Self::cancels) holds too, also with
+    /// [`Operation::Append`] and [`Condition::Empty`].
     pub commits: bool,
     /// Whether a withdrawn append can no longer take effect; otherwise only its own expiry
     /// bounds a late one.

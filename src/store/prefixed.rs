@@ -150,6 +150,10 @@ impl<S: Store> Store for Prefixed<S> {
                     let delete = self.paths.delete(OPERATION, delete);
                     delete.map(Operation::Delete)
                 }
+                Operation::Append(mut append) => {
+                    append.dir = self.paths.down(OPERATION, &append.dir)?;
+                    Ok(Operation::Append(append))
+                }
             })
             .collect::<Result<_>>()?;
         let answer = self.store.commit(commit).await;

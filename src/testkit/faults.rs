@@ -58,6 +58,14 @@ impl Call {
     pub const fn is_mutation(self) -> bool {
         !matches!(self, Self::Get | Self::Watch)
     }
+
+    /// Whether a driver may send it twice for one call, whatever it changes.
+    pub const fn is_repeatable(self) -> bool {
+        matches!(
+            self,
+            Self::Withdraw | Self::Grant | Self::Renew | Self::Revoke
+        )
+    }
 }
 
 /// One thing that goes wrong with one call.
@@ -77,6 +85,10 @@ pub enum Fault {
     Delay(Duration),
     /// The store does it at once, and the answer takes so long.
     SlowReply(Duration),
+    /// All goes well; and it reaches the store once more so much later, as the first copy of a
+    /// request does that was sent again elsewhere. Only of calls that a driver may send twice
+    /// (withdraw, grant, renew, revoke); on others nothing goes wrong.
+    Echo(Duration),
     /// The store refuses: `Unavailable`.
     Unavailable,
     /// It cannot be sent: `Unreachable`.
@@ -103,6 +115,8 @@ pub struct Odds {
     pub delay: f64,
     /// [`Fault::SlowReply`], likewise.
     pub slow_reply: f64,
+    /// [`Fault::Echo`], by a delay between nothing and `longest`.
+    pub echo: f64,
     /// [`Fault::Unavailable`].
     pub unavailable: f64,
     /// [`Fault::Unreachable`].
@@ -124,7 +138,8 @@ impl Odds {
         Self::default()
     }
 
-    /// Everything that a correct store on a bad network can do, each this likely.
+    /// Everything that a correct store on a bad network can do, each this likely; no echoes, which
+    /// are for a driver to cause.
     pub fn network(each: f64, longest: Duration) -> Self {
         Self {
             lost_request: each,
@@ -132,6 +147,7 @@ impl Odds {
             late_commit: each,
             delay: each,
             slow_reply: each,
+            echo: 0.0,
             unavailable: each,
             unreachable: each,
             longest,
@@ -290,6 +306,7 @@ impl Plan {
             () if die.falls(odds.late_commit) => Fault::LateCommit(delay),
             () if die.falls(odds.delay) => Fault::Delay(delay),
             () if die.falls(odds.slow_reply) => Fault::SlowReply(delay),
+            () if die.falls(odds.echo) => Fault::Echo(delay),
             () if die.falls(odds.unavailable) => Fault::Unavailable,
             () if die.falls(odds.unreachable) => Fault::Unreachable,
             () => return None,

@@ -151,14 +151,14 @@ impl<S: Store + ?Sized> Faulty<S> {
     }
 
     /// One call, with what is to go wrong.
-    async fn call<T, F>(&self, call: Call, send: impl FnOnce(Arc<S>) -> F) -> Result<T>
+    async fn call<T, F>(&self, call: Call, ask: impl Fn(Arc<S>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let plan = &self.0.plan;
         let fault = plan.draw(call);
-        let send = send(self.0.store.clone());
+        let send = ask(self.0.store.clone());
         self.reachable(call).await?;
         let Some(fault) = fault else {
             return send.await;
@@ -184,6 +184,13 @@ impl<S: Store + ?Sized> Faulty<S> {
             Fault::SlowReply(delay) => {
                 let answer = send.await;
                 tokio::time::sleep(delay).await;
+                answer
+            }
+            Fault::Echo(delay) => {
+                let answer = send.await;
+                if call.is_repeatable() {
+                    self.later(delay, ask(self.0.store.clone()));
+                }
                 answer
             }
             Fault::Unavailable => Err(refused(call)),
@@ -229,27 +236,42 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
     }
 
     async fn get(&self, get: Get) -> Result<View> {
-        let send = |store: Arc<S>| async move { store.get(get).await };
+        let send = |store: Arc<S>| {
+            let get = get.clone();
+            async move { store.get(get).await }
+        };
         self.call(Call::Get, send).await
     }
 
     async fn put(&self, put: Put) -> Result<Written> {
-        let send = |store: Arc<S>| async move { store.put(put).await };
+        let send = |store: Arc<S>| {
+            let put = put.clone();
+            async move { store.put(put).await }
+        };
         self.call(Call::Put, send).await
     }
 
     async fn append(&self, append: Append) -> Result<Appended> {
-        let send = |store: Arc<S>| async move { store.append(append).await };
+        let send = |store: Arc<S>| {
+            let append = append.clone();
+            async move { store.append(append).await }
+        };
         self.call(Call::Append, send).await
     }
 
     async fn withdraw(&self, withdraw: Withdraw) -> Result<Withdrawn> {
-        let send = |store: Arc<S>| async move { store.withdraw(withdraw).await };
+        let send = |store: Arc<S>| {
+            let withdraw = withdraw.clone();
+            async move { store.withdraw(withdraw).await }
+        };
         self.call(Call::Withdraw, send).await
     }
 
     async fn delete(&self, delete: Delete) -> Result<Deleted> {
-        let send = |store: Arc<S>| async move { store.delete(delete).await };
+        let send = |store: Arc<S>| {
+            let delete = delete.clone();
+            async move { store.delete(delete).await }
+        };
         self.call(Call::Delete, send).await
     }
 
@@ -263,7 +285,10 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        let send = |store: Arc<S>| async move { store.commit(commit).await };
+        let send = |store: Arc<S>| {
+            let commit = commit.clone();
+            async move { store.commit(commit).await }
+        };
         self.call(Call::Commit, send).await
     }
 
@@ -273,7 +298,10 @@ impl<S: Store + ?Sized> Store for Faulty<S> {
     }
 
     async fn renew(&self, renew: Renew) -> Result<Renewed> {
-        let send = |store: Arc<S>| async move { store.renew(renew).await };
+        let send = |store: Arc<S>| {
+            let renew = renew.clone();
+            async move { store.renew(renew).await }
+        };
         self.call(Call::Renew, send).await
     }
 
@@ -315,7 +343,7 @@ async fn open<S: Store + ?Sized>(
             None
         }
         (_, Some(Fault::Hang)) => future::pending().await,
-        (Outage::None, None) => None,
+        (Outage::None, None | Some(Fault::Echo(_))) => None,
     };
     if let Some(error) = failed {
         return stream::iter([Err(error)]).boxed();

@@ -141,7 +141,16 @@ impl Transport {
                 let started = clock.now();
                 let share = (whole, rounds, round.len());
                 let limits = self.latency.limits(repeat, started, deadline, share);
+                let mut hope = Hope {
+                    transport: self,
+                    endpoint: &endpoint,
+                    since: started,
+                    // A write that must not be repeated has the time that it takes.
+                    over: repeat == Repeat::NeverSent,
+                };
                 let (who, outcome) = self.ask(call, (&endpoint, round.front()), limits).await;
+                hope.over = true;
+                drop(hope);
                 let now = clock.now();
                 if let (Who::Second, Some(second)) = (who, round.front()) {
                     self.endpoints.failed(&endpoint, now);
@@ -362,4 +371,24 @@ impl Transport {
 /// The error for a redirect that is not followed. Who redirects has not done it.
 fn astray(why: String, server: &str) -> Error {
     Error::new(ErrorKind::Protocol, why).on(server)
+}
+
+/// A request that may be repeated and is not answered yet. Whoever asks may have less time than an
+/// attempt may take, as for the renewal of a short term: so who gives it up counts too, or all tries
+/// would go to a server that hangs.
+struct Hope<'a> {
+    transport: &'a Transport,
+    endpoint: &'a Endpoint,
+    since: Instant,
+    over: bool,
+}
+
+impl Drop for Hope<'_> {
+    fn drop(&mut self) {
+        let now = self.transport.runtime.clock.now();
+        let waited = now.since(self.since);
+        if !self.over && self.transport.latency.is_unusual(waited) {
+            self.transport.endpoints.failed(self.endpoint, now);
+        }
+    }
 }

@@ -11,6 +11,9 @@ const WINDOW: usize = 128;
 /// How many answers until the percentile is computed anew.
 const REFRESH: usize = 16;
 
+/// An answer that takes less than this is no slow one, whatever is normal.
+const UNUSUAL: Duration = Duration::from_millis(200);
+
 /// Until when one attempt may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -52,6 +55,11 @@ impl Latency {
     pub(crate) fn p99(&self) -> Duration {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.p99.unwrap_or_default()
+    }
+
+    /// Whether nobody answers for so long who is in order.
+    pub(crate) fn is_unusual(&self, waited: Duration) -> bool {
+        waited >= (self.p99() * 4).max(UNUSUAL)
     }
 
     /// How long to wait for one attempt of an operation that may take `whole`: four times what

@@ -198,15 +198,6 @@ pub fn lines(file: &Path, number: usize) -> Vec<String> {
     }
 }
 
-/// Waits until something is so.
-pub fn until(what: &str, is_so: impl Fn() -> bool) {
-    let start = now();
-    while !is_so() {
-        assert!(now().since(start) < PATIENCE, "{what}: not so");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Runs it, gives it this on standard input, and waits for its end.
 pub fn fed(command: &mut Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped());

@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     Slow(Duration),
     /// The server did it, and the client is told that there was no space for it.
     DoneWithoutSpace,
+    /// The server never hears of it, and the client is told that there was no space for it.
+    NoSpace,
 }
 
 /// What the client sees of a call that is lost.
@@ -47,6 +49,9 @@ pub(crate) enum Client {
     /// Its stream is reset.
     IsReset,
 }
+
+/// In etcd's words.
+const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
 /// A proxy on a loopback port. Dropping it closes everything but what is late.
 pub(crate) struct Grpc {
@@ -317,6 +322,10 @@ impl Call {
         match self.shared.hit(&self.name(&message)) {
             None => {}
             Some(Fault::LoseRequest(client)) => return self.silent(client).await,
+            Some(Fault::NoSpace) => {
+                self.refuse("8", NO_SPACE);
+                return None;
+            }
             Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
             Some(Fault::Late(delay)) => {
                 self.late(message, delay);
@@ -401,7 +410,7 @@ impl Call {
         match self.reply.take() {
             Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
             Some(Fault::DoneWithoutSpace) => {
-                self.refuse("8", "etcdserver: mvcc: database space exceeded");
+                self.refuse("8", NO_SPACE);
                 return None;
             }
             Some(Fault::LoseReply(Client::IsReset)) => {

@@ -10,7 +10,8 @@ use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Commit, Committed, Condition, Delete, Deleted, Expiry, Get, Grant,
-    Granted, KeyRenewal, Put, Renew, Renewed, Updates, View, Watch, Withdraw, Withdrawn, Written,
+    Granted, KeyRenewal, Operation, Put, Renew, Renewed, Updates, View, Watch, Withdraw, Withdrawn,
+    Written,
 };
 use tenure::{Error, ErrorKind, Key, LeaseId, Result, Store, Ttl};
 
@@ -128,8 +129,27 @@ impl Store for Keyed {
         self.store.watch(watch)
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed> {
-        self.store.commit(commit).await
+    async fn commit(&self, mut commit: Commit) -> Result<Committed> {
+        let mut leases = Vec::new();
+        for operation in &mut commit.operations {
+            let expiry = match operation {
+                Operation::Put(put) => Some(&mut put.expiry),
+                Operation::Append(append) => Some(&mut append.expiry),
+                _ => None,
+            };
+            let mut lease = None;
+            if let Some(expiry) = expiry {
+                (*expiry, lease) = self.own(*expiry)?;
+            }
+            leases.push(lease);
+        }
+        let committed = self.store.commit(commit).await?;
+        for (lease, node) in leases.into_iter().zip(&committed.nodes) {
+            if let Some(node) = node {
+                self.attach(lease, &node.key, &node.value);
+            }
+        }
+        Ok(committed)
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {

@@ -5,4 +5,5 @@ pub mod etcd;
 pub mod fake;
 #[cfg(feature = "etcd3")]
 pub mod v3;
+pub mod wait;
 pub mod words;

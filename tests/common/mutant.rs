@@ -11,16 +11,19 @@ use tenure::embedded::Embedded;
 use tenure::runtime::Runtime;
 use tenure::store::{
     About, Append, Appended, Change, Commit, Committed, Condition, Delete, Deleted, Event, Expiry,
-    Filter, Freshness, Get, Grant, Granted, Naming, Node, Operation, Put, Renew, Renewed, Scope,
+    Filter, Freshness, Get, Grant, Granted, Layout, Naming, Node, Put, Renew, Renewed, Scope,
     Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::{Error, ErrorKind, Index, Key, LeaseId, Result, Store, StoreExt, Tag, Ttl};
 
 use super::Bug;
 
+#[path = "mutant_commits.rs"]
+mod commits;
 #[path = "mutant_trees.rs"]
 mod trees;
 
+use commits::bend_commit;
 use trees::bend_tree;
 
 #[derive(Debug)]
@@ -42,17 +45,22 @@ struct Memory {
 impl Mutant {
     /// A store with this bug.
     pub(crate) fn new(bug: Bug) -> Self {
+        let layout = match bug {
+            Bug::WithdrawsALaterOne | Bug::MarksWhatIsKnown => Layout::Leased,
+            _ => Layout::Numbered,
+        };
         Self {
             bug: Some(bug),
-            ..Self::sane()
+            ..Self::sane(layout)
         }
     }
 
     /// A store without any.
-    pub(crate) fn sane() -> Self {
+    pub(crate) fn sane(layout: Layout) -> Self {
         let runtime = Runtime::on_tokio_time(1);
+        let store = Embedded::builder().runtime(runtime).layout(layout);
         Self {
-            store: Embedded::builder().runtime(runtime).build(),
+            store: store.build(),
             bug: None,
             modest: false,
             memory: Mutex::default(),
@@ -63,7 +71,7 @@ impl Mutant {
     pub(crate) fn modest() -> Self {
         Self {
             modest: true,
-            ..Self::sane()
+            ..Self::sane(Layout::Numbered)
         }
     }
 
@@ -89,25 +97,6 @@ impl Mutant {
             }
             (_, when) => when,
         }
-    }
-
-    async fn commit_one_by_one(&self, commit: Commit) -> Result<Committed> {
-        let (mut nodes, mut last) = (Vec::new(), None);
-        for operation in commit.operations {
-            match operation {
-                Operation::Put(put) => {
-                    let node = self.store.put(put).await?.node;
-                    last = Some(node.modified);
-                    nodes.push(Some(node));
-                }
-                Operation::Delete(delete) => {
-                    last = Some(self.store.delete(delete).await?.index);
-                    nodes.push(None);
-                }
-                _ => unreachable!("there are two operations"),
-            }
-        }
-        Ok(Committed::new(last.unwrap(), nodes))
     }
 }
 
@@ -267,6 +256,19 @@ impl Store for Mutant {
                     let deleted = self.store.delete(Delete::new(node.key)).await?;
                     return Ok(Withdrawn::new(deleted.index, true, true));
                 }
+            }
+            Some(Bug::WithdrawsALaterOne) => {
+                if let Some(node) = &withdraw.node
+                    && let Ok(deleted) = self.store.delete(Delete::new(node.key.clone())).await
+                {
+                    return Ok(Withdrawn::new(deleted.index, true, true));
+                }
+            }
+            Some(Bug::MarksWhatIsKnown) => {
+                let Withdraw {
+                    dir, tag, naming, ..
+                } = withdraw;
+                return self.store.withdraw(Withdraw::new(dir, tag, naming)).await;
             }
             Some(Bug::WithdrawsOnce) if !self.memory().tags.insert(withdraw.tag) => {
                 return Err(Error::new(ErrorKind::NotFound, "withdrawn already"));
@@ -436,27 +438,10 @@ impl Store for Mutant {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        match self.bug {
-            _ if self.modest => Err(Error::new(ErrorKind::Unsupported, "no commits here")),
-            Some(Bug::CommitsHalf) => match self.store.commit(commit.clone()).await {
-                Err(error) => {
-                    drop(self.commit_one_by_one(commit).await);
-                    Err(error)
-                }
-                answer => answer,
-            },
-            Some(Bug::NamesTheWrongCheck) => {
-                let last = commit.checks.last().map(|check| check.key.clone());
-                let answer = self.store.commit(commit).await;
-                answer.map_err(|error| error.relocate(last.and_then(|key| key.parent())))
-            }
-            Some(Bug::CommitsOneByOne) => self.commit_one_by_one(commit).await,
-            Some(Bug::DeniesAndCommits) => {
-                drop(self.store.commit(commit).await);
-                Err(Error::new(ErrorKind::Unsupported, "no commits here"))
-            }
-            _ => self.store.commit(commit).await,
+        if self.modest {
+            return Err(Error::new(ErrorKind::Unsupported, "no commits here"));
         }
+        bend_commit(&self.store, self.bug, commit).await
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenure::etcd3::Etcd3;
-use tenure::{Client, LeaseId, Store, Ttl};
+use tenure::{Client, Contender, LeaseId, Store, Ttl};
 
 use super::etcd::{Etcd, Options};
+use super::wait::LONG;
+
+/// A term that no test reaches by accident.
+pub const TTL: Duration = Duration::from_secs(10);
 
 /// Without v2, whose clock proposes twice a second.
 pub fn quiet() -> Etcd {
@@ -21,6 +25,34 @@ pub fn quiet() -> Etcd {
 pub fn client(url: &str, ttl: Duration) -> Client {
     let store: Arc<dyn Store> = Arc::new(Etcd3::new(url).unwrap());
     Client::builder(store).ttl(Ttl::new(ttl).unwrap()).build()
+}
+
+/// What makes clients' stores, each with a connection of its own.
+pub fn stores(etcd: &Etcd) -> impl Fn() -> Arc<dyn Store> + Send + Sync + use<> {
+    let url = etcd.url();
+    move || Arc::new(Etcd3::new(&url).unwrap())
+}
+
+/// Returns once so many are in line.
+pub async fn line_of(number: usize, line: impl AsyncFn() -> Vec<Contender>) -> Vec<Contender> {
+    let reached = async {
+        loop {
+            let line = line().await;
+            if line.len() == number {
+                return line;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reached = tokio::time::timeout(LONG, reached).await;
+    reached.unwrap_or_else(|_| panic!("never {number} in line"))
+}
+
+/// Returns once a client has said whose its session is, so that it writes nothing more by itself.
+pub async fn announced(client: &Client, session: u64) {
+    while client.who(session).await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// What a server has done: proposals, and calls that began.

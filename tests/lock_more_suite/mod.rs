@@ -1,6 +1,8 @@
 //! What a lock has besides being held: contenders, who they are, requests to give back, and several
 //! locks at once. Over any store: each check takes a [`World`] of clients that share one.
 
+mod mixed;
+
 use std::future::{Future, IntoFuture};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +12,8 @@ use tenure::runtime::Runtime;
 use tenure::store::{Delete, Expiry, Get};
 use tenure::testkit::{Call, Fault, Faulty, cancel_after};
 use tenure::{Client, Contender, ErrorKind, Key, Loss, Store, StoreExt, Ttl};
+
+pub(crate) use mixed::*;
 
 /// Clients that share one store, each over a connection of its own.
 pub(crate) struct World {
@@ -409,6 +413,295 @@ pub(crate) async fn several_locks_dropped_at_any_poll_leave_nothing(world: World
     }
 }
 
+pub(crate) async fn several_locks_are_given_back_in_one_step(world: World) {
+    let link = Faulty::shared((world.open)(), 1);
+    let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
+    let writes = || (link.calls(Call::Commit), link.calls(Call::Withdraw));
+    let guard = a.lock_all(["a", "b", "c"]).acquire().await.unwrap();
+    let (commits, withdrawals) = writes();
+    guard.release().await.unwrap();
+    let once = b.store().about().commits;
+    let cost = if once { (1, 0) } else { (0, 3) };
+    assert_eq!(writes(), (commits + cost.0, withdrawals + cost.1));
+    nobody_stands_in(&b, &["a", "b", "c"], "afterwards").await;
+    // One that somebody has taken away, and perhaps nobody has noticed, does not keep the others.
+    let guard = a.lock_all(["a", "b", "c"]).acquire().await.unwrap();
+    let key = guard.guards().nth(1).unwrap().1.key().clone();
+    b.store().delete(Delete::new(key)).await.unwrap();
+    let released = guard.release().await;
+    let lost = released.err().map(|error| error.kind());
+    assert!(lost.is_none_or(|kind| kind == ErrorKind::Lost), "{lost:?}");
+    nobody_stands_in(&b, &["a", "b", "c"], "without one").await;
+}
+
+async fn nobody_stands_in(client: &Client, names: &[&str], what: &str) {
+    for name in names {
+        let line = client.lock(*name).contenders().await.unwrap();
+        assert!(line.is_empty(), "{what}: {name}: {line:?}");
+    }
+}
+
+pub(crate) async fn whatever_becomes_of_the_release_of_several_it_is_done_and_no_later_one_is_hit(
+    world: World,
+) {
+    const LATE: Duration = Duration::from_millis(300);
+    let link = Faulty::shared((world.open)(), 1);
+    link.set_patience(Duration::from_millis(50));
+    let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
+    let names = ["a", "b", "c"];
+    for fault in [
+        Fault::LostRequest,
+        Fault::LostReply,
+        Fault::LateCommit(LATE),
+        Fault::Unavailable,
+        Fault::Unreachable,
+    ] {
+        let guard = a.lock_all(names).acquire().await.unwrap();
+        link.next(Call::Commit, fault);
+        soon("the release", guard.release()).await.unwrap();
+        nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
+        // What comes late is meant for the tickets of before.
+        let guard = a.lock_all(names).acquire().await.unwrap();
+        link.quiesce().await;
+        for (name, held) in guard.guards() {
+            let owner = b.lock(name).owner().await.unwrap().unwrap();
+            assert_eq!(owner.token(), held.token(), "{fault:?}: {name}");
+        }
+        assert!(guard.is_held(), "{fault:?}");
+        guard.release().await.unwrap();
+        nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
+        link.heal();
+    }
+}
+
+/// So many commits, appends and withdrawals there were.
+fn writes<S: Store + ?Sized>(link: &Faulty<S>) -> [u64; 3] {
+    [Call::Commit, Call::Append, Call::Withdraw].map(|call| link.calls(call))
+}
+
+pub(crate) async fn many_free_locks_are_taken_by_the_handful(world: World) {
+    let (link, b) = (Faulty::shared((world.open)(), 1), world.client("b"));
+    let a = world.client_of("a", link.clone());
+    let together = b.store().about().commits;
+    for (count, commits) in [(1, 0), (2, 1), (64, 1), (65, 1), (130, 3)] {
+        let names: Vec<_> = (0..count).map(|it| format!("{it:03}")).collect();
+        let before = writes(&link);
+        let guard = soon("all", a.lock_all(&names).acquire()).await.unwrap();
+        assert_eq!(guard.guards().len(), count);
+        for (number, (name, held)) in guard.guards().enumerate() {
+            assert_eq!(name, names[number]);
+            let line = b.lock(name).contenders().await.unwrap();
+            assert_eq!(line.len(), 1, "{name} of {count}: {line:?}");
+            assert_eq!(line[0].token(), held.token(), "{name} of {count}");
+        }
+        assert!(guard.is_held());
+        guard.release().await.unwrap();
+        // What is left over by the handfuls is one that goes alone, there and back.
+        let alone = u64::from(count % 64 == 1);
+        let cost = if together {
+            [commits * 2, alone, alone]
+        } else {
+            [0, count as u64, count as u64]
+        };
+        let after = writes(&link);
+        let spent: Vec<_> = (0..3).map(|it| after[it] - before[it]).collect();
+        assert_eq!(spent, cost, "{count} names");
+        let names: Vec<&str> = names.iter().map(|it| &**it).collect();
+        nobody_stands_in(&b, &names, "afterwards").await;
+    }
+}
+
+pub(crate) async fn who_waits_for_one_of_several_stands_in_no_line_behind_it(world: World) {
+    let (link, b) = (Faulty::shared((world.open)(), 1), world.client("b"));
+    let a = world.client_of("a", link.clone());
+    let first = b.lock("d").acquire().await.unwrap();
+    let second = b.lock("g").acquire().await.unwrap();
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let waits = tokio::spawn({
+        let locks = a.lock_all(names);
+        async move { locks.acquire().await.unwrap() }
+    });
+    let stands = async |lengths: [usize; 8], what: &str| {
+        for (name, length) in names.iter().zip(lengths) {
+            let line = b.lock(*name).contenders().await.unwrap();
+            assert_eq!(line.len(), length, "{what}: {name}: {line:?}");
+        }
+    };
+    line_has(&b, "d", 2).await;
+    stands([1, 1, 1, 2, 0, 0, 1, 0], "at the first").await;
+    // Somebody who goes by the order of keys passes in front of it.
+    let passes = b.lock_all(["e", "h"]).acquire();
+    let passes = soon("who passes", passes).await.unwrap();
+    passes.release().await.unwrap();
+    first.release().await.unwrap();
+    line_has(&b, "g", 2).await;
+    stands([1, 1, 1, 1, 1, 1, 2, 0], "at the second").await;
+    second.release().await.unwrap();
+    let guard = soon("all", waits).await.unwrap();
+    stands([1; 8], "all").await;
+    if b.store().about().commits {
+        // Two refusals, those before the first, and then each by itself.
+        assert_eq!(writes(&link), [3, 5, 0]);
+    }
+    guard.release().await.unwrap();
+    nobody_stands_in(&b, &names, "afterwards").await;
+}
+
+pub(crate) async fn of_two_that_try_for_the_same_locks_one_gets_them(world: World) {
+    let together = (world.open)().about().commits;
+    let clients: Vec<_> = (0..4).map(|it| world.client(&it.to_string())).collect();
+    for round in 0..10 {
+        let tries = clients.iter().map(|client| async {
+            let locks = client.lock_all(["a", "b", "c"]);
+            locks.try_acquire().await.unwrap()
+        });
+        let held: Vec<_> = futures_util::future::join_all(tries).await;
+        let held: Vec<_> = held.into_iter().flatten().collect();
+        // One by one they can be in each other's way.
+        let most = if together { 1..=1 } else { 0..=1 };
+        assert!(most.contains(&held.len()), "round {round}: {held:?}");
+        for guard in held {
+            guard.release().await.unwrap();
+        }
+    }
+    nobody_stands_in(&clients[0], &["a", "b", "c"], "afterwards").await;
+}
+
+pub(crate) async fn who_tries_again_and_again_writes_nothing_meanwhile(world: World) {
+    let (link, b) = (Faulty::shared((world.open)(), 1), world.client("b"));
+    let a = world.client_of("a", link.clone());
+    // One that this client has seen is not sent anything about.
+    a.lock("z")
+        .acquire()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let taken = b.lock("m").acquire().await.unwrap();
+    let locks = a.lock_all(["a", "m", "z"]);
+    let before = b.store().get(Get::node(dir("a"))).await.unwrap().index;
+    assert!(locks.try_acquire().await.unwrap().is_none());
+    if b.store().about().commits {
+        // Nothing was visible for a moment either.
+        let after = b.store().get(Get::node(dir("a"))).await.unwrap().index;
+        assert_eq!(after, before);
+    }
+    let known = writes(&link);
+    for _ in 0..20 {
+        assert!(locks.try_acquire().await.unwrap().is_none());
+    }
+    if b.store().about().commits {
+        assert_eq!(writes(&link), known);
+    }
+    taken.release().await.unwrap();
+    let free = async {
+        loop {
+            // A local read may lag behind another client's write for a moment.
+            if let Some(guard) = locks.try_acquire().await.unwrap() {
+                break guard;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the free locks", free).await.release().await.unwrap();
+    // What is no ticket keeps nobody away.
+    let stranger = Key::new("/_locks/m/!stranger").unwrap();
+    b.store()
+        .set(&stranger, "x".into(), Expiry::Never)
+        .await
+        .unwrap();
+    let tried = locks.try_acquire().await.unwrap();
+    tried.expect("nobody is in line").release().await.unwrap();
+    let guard = soon("all", locks.acquire()).await.unwrap();
+    guard.release().await.unwrap();
+}
+
+pub(crate) async fn whatever_becomes_of_taking_several_they_are_held_and_nothing_else_is_left(
+    world: World,
+) {
+    const LATE: Duration = Duration::from_millis(300);
+    let link = Faulty::shared((world.open)(), 1);
+    link.set_patience(Duration::from_millis(50));
+    let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
+    let names = ["a", "b", "c"];
+    let faults = [
+        Fault::LostRequest,
+        Fault::LostReply,
+        Fault::LateCommit(LATE),
+        Fault::Unavailable,
+        Fault::Unreachable,
+    ];
+    // The call that goes wrong is the first, or the one for what is before a lock that is not free.
+    for (fault, busy) in faults.into_iter().flat_map(|it| [(it, false), (it, true)]) {
+        let what = format!("{fault:?}, one is taken: {busy}");
+        let taken = match busy {
+            true => Some(b.lock("c").acquire().await.unwrap()),
+            false => None,
+        };
+        if busy {
+            link.nth(Call::Commit, link.calls(Call::Commit) + 2, fault);
+        } else {
+            link.next(Call::Commit, fault);
+        }
+        let locks = a.lock_all(names);
+        let (held, ()) = tokio::join!(soon(&what, locks.acquire()), async {
+            if let Some(taken) = taken {
+                line_has(&b, "c", 2).await;
+                taken.release().await.unwrap();
+            }
+        });
+        let held = held.unwrap_or_else(|error| panic!("{what}: {error}"));
+        link.quiesce().await;
+        soon("the janitor", a.idle()).await;
+        for (name, guard) in held.guards() {
+            let line = b.lock(name).contenders().await.unwrap();
+            assert_eq!(line.len(), 1, "{what}: {name}: {line:?}");
+            assert_eq!(line[0].token(), guard.token(), "{what}: {name}");
+        }
+        assert!(held.is_held(), "{what}");
+        held.release().await.unwrap();
+        nobody_stands_in(&b, &names, &what).await;
+        link.heal();
+    }
+    // Who gives up meanwhile leaves nothing either.
+    for fault in faults {
+        link.next(Call::Commit, fault);
+        let limit = Duration::from_millis(20);
+        let given_up = a.lock_all(names).acquire().timeout(limit).await;
+        soon("the janitor", a.idle()).await;
+        drop(given_up);
+        link.quiesce().await;
+        soon("the janitor", a.idle()).await;
+        nobody_stands_in(&b, &names, &format!("{fault:?}, given up")).await;
+        link.heal();
+    }
+}
+
+pub(crate) async fn several_locks_behind_another_dropped_at_any_poll_leave_nothing(world: World) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    for polls in 0.. {
+        let taken = b.lock("y").acquire().await.unwrap();
+        let locks = a.lock_all(["w", "x", "y", "z"]);
+        let cycle = async {
+            let (guard, ()) = tokio::join!(locks.acquire(), async {
+                line_has(&b, "y", 2).await;
+                taken.release().await.unwrap();
+            });
+            guard.unwrap().release().await.unwrap();
+        };
+        let done = cancel_after(cycle, polls).await.is_some();
+        soon("the janitor", a.idle()).await;
+        soon("the janitor", b.idle()).await;
+        let what = format!("after {polls} polls");
+        nobody_stands_in(&b, &["w", "x", "y", "z"], &what).await;
+        if done {
+            assert!(polls > 1, "the future never waited");
+            break;
+        }
+    }
+}
+
 pub(crate) async fn what_a_guard_writes_is_still_fenced_while_a_session_is_announced(world: World) {
     let client = world.client("a");
     let guard = client.lock("a").acquire().await.unwrap();
@@ -443,6 +736,16 @@ macro_rules! lock_more_suite {
             the_loss_of_one_lock_is_the_loss_of_all,
             overlapping_sets_in_any_order_never_block_each_other,
             several_locks_dropped_at_any_poll_leave_nothing,
+            several_locks_are_given_back_in_one_step,
+            many_free_locks_are_taken_by_the_handful,
+            who_waits_for_one_of_several_stands_in_no_line_behind_it,
+            of_two_that_try_for_the_same_locks_one_gets_them,
+            who_tries_again_and_again_writes_nothing_meanwhile,
+            whatever_becomes_of_taking_several_they_are_held_and_nothing_else_is_left,
+            several_locks_behind_another_dropped_at_any_poll_leave_nothing,
+            whoever_takes_several_and_however_nobody_waits_for_ever,
+            the_auditor_sees_who_waits_in_one_line_and_stands_in_a_later_one,
+            whatever_becomes_of_the_release_of_several_it_is_done_and_no_later_one_is_hit,
             what_a_guard_writes_is_still_fenced_while_a_session_is_announced,
         );
     };

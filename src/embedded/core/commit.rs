@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
+use super::tree::is_hidden;
 use super::verbs::{Expected, compare};
-use super::{Action, Code, Core, Event, Life, Missing, Node, Outcome, Payload, Refusal};
+use super::{Action, Code, Core, Event, Life, Missing, Node, Outcome, Payload, Refusal, Stored};
 use crate::key::Key;
 use crate::store::{Commit, Condition, Delete, Operation, Put};
 
@@ -44,26 +45,37 @@ impl Core {
                 .map_err(NotCommitted::Condition)?;
         }
         for operation in &commit.operations {
-            let (key, condition) = place(operation);
-            self.check(key, condition)
+            self.check_operation(operation)
                 .map_err(NotCommitted::Condition)?;
         }
-        self.commit_fits(commit).map_err(NotCommitted::Refused)?;
+        let keys = self.commit_fits(commit).map_err(NotCommitted::Refused)?;
         self.commit = Some(self.index.next());
-        let nodes = commit.operations.iter().map(|operation| match operation {
+        let steps = commit.operations.iter().zip(&keys);
+        let nodes = steps.map(|(operation, key)| match operation {
             Operation::Put(put) => Some(self.put_now(put).node.clone()),
             Operation::Delete(delete) => {
-                self.remove(delete_action(delete), &delete.key);
+                self.remove(delete_action(delete), key);
                 None
             }
+            Operation::Append(append) => Some(self.append_at(append, key).node.clone()),
         });
         let nodes = nodes.collect();
         self.commit = None;
         Ok(nodes)
     }
 
-    fn commit_fits(&self, commit: &Commit) -> Outcome<()> {
-        let mut keys: Vec<&Key> = commit.operations.iter().map(|op| place(op).0).collect();
+    fn check_operation(&self, operation: &Operation) -> Outcome<()> {
+        match operation {
+            Operation::Put(put) => self.check(&put.key, &put.when),
+            Operation::Delete(delete) => self.check(&delete.key, &delete.when),
+            Operation::Append(append) => self.check_append(append),
+        }
+    }
+
+    /// Whether it can be done, and at which keys.
+    fn commit_fits(&self, commit: &Commit) -> Outcome<Vec<Key>> {
+        let places = self.places(commit)?;
+        let mut keys: Vec<&Key> = places.iter().collect();
         // In the order of segments a key is followed by what lies below it.
         keys.sort_by(|a, b| a.segments().cmp(b.segments()));
         for (above, key) in keys.iter().zip(keys.iter().skip(1)) {
@@ -75,13 +87,36 @@ impl Core {
                 });
             }
         }
-        commit
-            .operations
-            .iter()
-            .try_for_each(|operation| match operation {
-                Operation::Put(put) => self.put_fits(put),
-                Operation::Delete(delete) => self.delete_fits(delete),
-            })
+        for (operation, key) in commit.operations.iter().zip(&places) {
+            match operation {
+                Operation::Put(put) => self.put_fits(put)?,
+                Operation::Delete(delete) => self.delete_fits(delete)?,
+                Operation::Append(append) => self.append_fits(append, key)?,
+            }
+        }
+        Ok(places)
+    }
+
+    /// The key that each operation is at. What is appended can be named by the index that it gets:
+    /// each write before it takes one.
+    fn places(&self, commit: &Commit) -> Outcome<Vec<Key>> {
+        let mut next = self.index.next();
+        let mut places = Vec::with_capacity(commit.operations.len());
+        for operation in &commit.operations {
+            let (key, writes) = match operation {
+                Operation::Put(put) => (put.key.clone(), true),
+                Operation::Delete(delete) => {
+                    let there = self.tree.find(&delete.key).is_ok();
+                    (delete.key.clone(), there)
+                }
+                Operation::Append(append) => (self.place_of(append, next)?, true),
+            };
+            if writes {
+                next = next.next();
+            }
+            places.push(key);
+        }
+        Ok(places)
     }
 
     /// Whether a file can be there at all.
@@ -137,6 +172,14 @@ impl Core {
                 };
             }
             Condition::Present => return self.find(key).map(drop),
+            Condition::Empty => {
+                let children = self.tree.find(key).ok().and_then(Stored::children);
+                let mut names = children.into_iter().flat_map(|it| it.keys());
+                return match names.any(|name| !is_hidden(name)) {
+                    true => Err(self.refusal_at(Code::DirectoryNotEmpty, key)),
+                    false => Ok(()),
+                };
+            }
             Condition::Created(index) => {
                 let created = self.find(key)?.created;
                 if created == *index {
@@ -179,13 +222,6 @@ impl Core {
     }
 }
 
-fn place(operation: &Operation) -> (&Key, &Condition) {
-    match operation {
-        Operation::Put(put) => (&put.key, &put.when),
-        Operation::Delete(delete) => (&delete.key, &delete.when),
-    }
-}
-
 fn delete_action(delete: &Delete) -> Action {
     match delete.when {
         Condition::Any => Action::Delete,
@@ -194,262 +230,4 @@ fn delete_action(delete: &Delete) -> Action {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::embedded::core::rig::{core, file, index, key, lease, refused, secs, ttl};
-    use crate::store::Expiry;
-
-    fn put(path: &str, value: &str) -> Put {
-        Put::new(key(path), value.to_owned(), Expiry::Never)
-    }
-
-    #[track_caller]
-    fn condition_failed(outcome: Result<Vec<Option<Node>>, NotCommitted>) -> Refusal {
-        match outcome.unwrap_err() {
-            NotCommitted::Condition(refusal) => refusal,
-            NotCommitted::Refused(refusal) => panic!("{refusal}"),
-        }
-    }
-
-    #[track_caller]
-    fn not_possible(outcome: Result<Vec<Option<Node>>, NotCommitted>) -> Code {
-        match outcome.unwrap_err() {
-            NotCommitted::Condition(refusal) => panic!("{refusal}"),
-            NotCommitted::Refused(refusal) => refusal.code,
-        }
-    }
-
-    #[test]
-    fn each_condition_compares_what_it_says() {
-        let mut core = core();
-        core.have("/a", "1");
-        core.update(&key("/a"), file("2"), Life::Forever).unwrap();
-        let (created, modified) = (index(4), index(5));
-        let both = |value: &'static str, index| Condition::Both {
-            value: value.into(),
-            index,
-        };
-        for (path, condition, refusal) in [
-            ("/a", Condition::Any, None),
-            ("/none", Condition::Any, None),
-            ("/a", Condition::Absent, Some("105 /a")),
-            ("/none", Condition::Absent, None),
-            ("/a", Condition::Present, None),
-            ("/none", Condition::Present, Some("100 /none")),
-            ("/a", Condition::Value("2".into()), None),
-            ("/a", Condition::Value("1".into()), Some("101 [1 != 2]")),
-            ("/none", Condition::Value("".into()), Some("100 /none")),
-            ("/a", Condition::Index(modified), None),
-            ("/a", Condition::Index(created), Some("101 [4 != 5]")),
-            ("/a", both("2", modified), None),
-            ("/a", both("1", created), Some("101 [1 != 2] [4 != 5]")),
-            ("/a", Condition::Created(created), None),
-            (
-                "/a",
-                Condition::Created(modified),
-                Some("101 [created 5 != 4]"),
-            ),
-            ("/none", Condition::Created(created), Some("100 /none")),
-        ] {
-            let outcome = core.check(&key(path), &condition);
-            let shown = outcome.is_err().then(|| refused(outcome));
-            assert_eq!(shown.as_deref(), refusal, "{path} {condition:?}");
-        }
-    }
-
-    #[test]
-    fn an_empty_value_is_a_condition_like_any_other() {
-        let mut core = core();
-        core.have("/a", "1");
-        let empty = put("/a", "2").when(Condition::Value("".into()));
-        assert_eq!(refused(core.put(&empty)), "101 [ != 1]");
-    }
-
-    #[test]
-    fn a_put_needs_room_for_a_file_and_a_live_lease() {
-        let mut core = core();
-        core.have("/d/f", "");
-        assert_eq!(refused(core.put(&put("/", ""))), "107 /");
-        assert_eq!(refused(core.put(&put("/d", ""))), "102 /d");
-        assert_eq!(
-            refused(core.put(&put("/d", "").when(Condition::Present))),
-            "102 /d"
-        );
-        assert_eq!(
-            refused(core.put(&put("/d", "").when(Condition::Absent))),
-            "105 /d"
-        );
-        assert_eq!(refused(core.put(&put("/d/f/x", ""))), "104 /d/f");
-        let leased = Put::new(key("/x"), "", Expiry::With(lease(7)));
-        assert_eq!(core.put(&leased).unwrap_err().code, Code::LeaseNotFound);
-        assert_eq!(core.index(), index(4));
-    }
-
-    #[test]
-    fn a_put_is_named_by_its_condition() {
-        let mut core = core();
-        let actions = [
-            (Condition::Absent, Action::Create),
-            (Condition::Present, Action::Update),
-            (Condition::Created(index(4)), Action::CompareAndSwap),
-            (Condition::Any, Action::Set),
-        ];
-        for (condition, action) in actions {
-            let event = core.put(&put("/a", "").when(condition)).unwrap();
-            assert_eq!(event.action, action);
-        }
-        let delete = Delete::new(key("/a")).when(Condition::Present);
-        assert_eq!(
-            core.delete_if(&delete).unwrap().action,
-            Action::CompareAndDelete
-        );
-    }
-
-    #[test]
-    fn a_deletion_wants_something_to_be_there_and_no_directory_by_accident() {
-        let mut core = core();
-        core.have("/d/f", "");
-        let delete = |path| Delete::new(key(path));
-        assert_eq!(refused(core.delete_if(&delete("/none"))), "100 /none");
-        assert_eq!(refused(core.delete_if(&delete("/"))), "107 /");
-        assert_eq!(refused(core.delete_if(&delete("/d"))), "102 /d");
-        assert!(
-            core.delete_if(&Delete::tree(key("/d")))
-                .unwrap()
-                .removes_dir()
-        );
-    }
-
-    #[test]
-    fn a_recursive_deletion_on_a_condition_is_refused_whatever_is_there() {
-        let mut core = core();
-        core.have("/d/f", "");
-        for path in ["/d", "/d/f", "/none", "/"] {
-            let odd = Delete::tree(key(path)).when(Condition::Present);
-            assert_eq!(core.delete_if(&odd).unwrap_err().code, Code::InvalidField);
-        }
-        assert_eq!(core.index(), index(4));
-    }
-
-    #[test]
-    fn a_commit_does_all_in_order_each_under_its_own_index() {
-        let mut core = core();
-        core.have("/b", "old");
-        let watcher = core.follow("/", None).unwrap();
-        let commit = Commit::new()
-            .check(key("/b"), Condition::Value("old".into()))
-            .put(put("/a", "new").when(Condition::Absent))
-            .delete(Delete::new(key("/b")))
-            .delete(Delete::new(key("/never-was")))
-            .put(put("/c/d", "x"));
-        let nodes = core.commit(&commit).unwrap();
-        let there: Vec<bool> = nodes.iter().map(Option::is_some).collect();
-        assert_eq!(there, [true, false, false, true]);
-        assert_eq!(
-            core.unread(watcher),
-            ["5 create /a", "6 delete /b", "7 set /c/d"]
-        );
-    }
-
-    #[test]
-    fn a_commit_that_fails_anywhere_changes_nothing() {
-        let mut core = core();
-        core.have("/a", "1");
-        core.have("/d/f", "");
-        let absent = || put("/new", "");
-        let failing = [
-            Commit::new()
-                .put(absent())
-                .check(key("/a"), Condition::Absent),
-            Commit::new()
-                .put(absent())
-                .put(put("/a", "").when(Condition::Absent)),
-            Commit::new()
-                .put(absent())
-                .delete(Delete::new(key("/a")).when(Condition::Index(index(9)))),
-            Commit::new()
-                .put(absent())
-                .check(key("/a/x"), Condition::Present),
-        ];
-        for commit in failing {
-            condition_failed(core.commit(&commit));
-        }
-        let leased = Put::new(key("/b"), "", Expiry::With(lease(7)));
-        for (commit, code) in [
-            (
-                Commit::new().put(absent()).put(put("/d", "")),
-                Code::NotAFile,
-            ),
-            (
-                Commit::new().put(absent()).put(put("/a/x", "")),
-                Code::NotADirectory,
-            ),
-            (
-                Commit::new().put(absent()).delete(Delete::new(key("/d"))),
-                Code::NotAFile,
-            ),
-            (
-                Commit::new().put(absent()).put(put("/", "")),
-                Code::InvalidField,
-            ),
-            (Commit::new().put(absent()).put(leased), Code::LeaseNotFound),
-        ] {
-            assert_eq!(not_possible(core.commit(&commit)), code);
-        }
-        assert_eq!((core.index(), core.peek(&key("/new"))), (index(5), None));
-    }
-
-    #[test]
-    fn the_first_condition_that_fails_is_named() {
-        let mut core = core();
-        core.have("/a", "1");
-        let commit = Commit::new()
-            .put(put("/c", "").when(Condition::Present))
-            .check(key("/a"), Condition::Present)
-            .check(key("/b"), Condition::Present);
-        assert_eq!(condition_failed(core.commit(&commit)).key, Some(key("/b")));
-    }
-
-    #[test]
-    fn operations_of_a_commit_keep_out_of_each_others_way() {
-        let mut core = core();
-        for (one, other) in [("/a", "/a"), ("/a", "/a/b"), ("/a/b/c", "/a"), ("/", "/a")] {
-            let between = put("/a-b", "");
-            let commit = Commit::new()
-                .put(put(one, ""))
-                .put(between)
-                .put(put(other, ""));
-            assert_eq!(
-                not_possible(core.commit(&commit)),
-                Code::InvalidField,
-                "{one} {other}"
-            );
-        }
-        let siblings = Commit::new()
-            .put(put("/a/b", ""))
-            .put(put("/a/c", ""))
-            .put(put("/a-b", ""));
-        assert_eq!(core.commit(&siblings).unwrap().len(), 3);
-        assert!(core.commit(&Commit::new()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_commit_never_sees_what_has_expired() {
-        let mut core = core();
-        core.set(&key("/a"), file("1"), secs(2)).unwrap();
-        core.grant(lease(7), ttl(2));
-        core.go_to(2.0);
-        let present = Commit::new().check(key("/a"), Condition::Present);
-        assert_eq!(
-            condition_failed(core.commit(&present)).code,
-            Code::KeyNotFound
-        );
-        let absent = Commit::new().check(key("/a"), Condition::Absent);
-        assert!(core.commit(&absent).is_ok());
-        let leased = Put::new(key("/b"), "", Expiry::With(lease(7)));
-        assert_eq!(
-            not_possible(core.commit(&Commit::new().put(leased))),
-            Code::LeaseNotFound
-        );
-    }
-}
+mod tests;

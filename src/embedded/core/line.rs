@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Code, Core, Event, Life, Node, Outcome, Payload, Refusal, Stored};
-use crate::key::Key;
+use super::{Action, Code, Core, Event, Life, Missing, Node, Outcome, Payload, Refusal, Stored};
+use crate::key::{Index, Key};
 use crate::store::{self, Append, Layout, Naming, Withdraw};
 
 /// How long a mark stays that has no lease to stay with.
@@ -16,31 +16,67 @@ pub(crate) const MARK_LIFE: Duration = Duration::from_secs(10 * 60);
 impl Core {
     /// Adds a node to a directory, unless its tag was withdrawn.
     pub(crate) fn append(&mut self, append: &Append) -> Outcome<Arc<Event>> {
-        let Append { dir, tag, body, .. } = append;
-        if append.naming != Naming::Raw && self.marks.contains_key(tag) {
-            return Err(Refusal {
-                key: Some(dir.clone()),
-                ..self.refusal(Code::CompareFailed, format!("{tag} was withdrawn"))
-            });
-        }
-        let life = append.expiry.into();
-        match append.naming {
-            Naming::Ticket => {
-                let value = Payload::File(self.layout.ticket_value(*tag, body));
-                match self.layout {
-                    Layout::Numbered => self.create_in_order(dir, value, life),
-                    Layout::Leased => {
-                        let key = self.named(dir, &Layout::leased_name(*tag))?;
-                        self.create(&key, value, life)
-                    }
-                }
+        self.check_mark(append)?;
+        let key = self.place_of(append, self.index.next())?;
+        self.create(&key, self.appended(append), append.expiry.into())
+    }
+
+    /// Whether the conditions hold that an append has when it is one of several.
+    pub(super) fn check_append(&self, append: &Append) -> Outcome<()> {
+        self.check_mark(append)?;
+        let named = append.naming == Naming::Tag || self.layout == Layout::Leased;
+        match self.place_of(append, self.index) {
+            Ok(key) if named && self.tree.find(&key).is_ok() => {
+                let taken = self.refusal(Code::AlreadyExists, key.as_str());
+                Err(at_line(append, taken))
             }
-            Naming::Raw => self.create_in_order(dir, Payload::File(body.clone()), life),
-            Naming::Tag => {
-                let key = self.named(dir, &tag.to_string())?;
-                self.create(&key, Payload::File(body.clone()), life)
-            }
+            // What can be no key at all fails later.
+            _ => Ok(()),
         }
+    }
+
+    /// Whether a node can be made at this key, which is that of this append.
+    pub(super) fn append_fits(&self, append: &Append, key: &Key) -> Outcome<()> {
+        match self.tree.find(key) {
+            Ok(_) => Err(self.refusal_at(Code::AlreadyExists, key)),
+            Err(missing @ Missing::NotADirectory(_)) => Err(self.missing(key, missing)),
+            Err(Missing::Nothing { .. }) => self.check_life(key, append.expiry.into()),
+        }
+    }
+
+    /// Adds a node at this key, where it [fits](Self::append_fits).
+    pub(super) fn append_at(&mut self, append: &Append, key: &Key) -> Arc<Event> {
+        let value = self.appended(append);
+        self.write(Action::Create, key, value, append.expiry.into())
+    }
+
+    /// The key of what an append makes that gets this index.
+    pub(super) fn place_of(&self, append: &Append, index: Index) -> Outcome<Key> {
+        let Append { dir, tag, .. } = append;
+        match (append.naming, self.layout) {
+            (Naming::Ticket, Layout::Leased) => self.named(dir, &Layout::leased_name(*tag)),
+            (Naming::Ticket, Layout::Numbered) | (Naming::Raw, _) => {
+                self.named(dir, &format!("{:020}", index.get()))
+            }
+            (Naming::Tag, _) => self.named(dir, &tag.to_string()),
+        }
+    }
+
+    fn appended(&self, append: &Append) -> Payload {
+        let Append { tag, body, .. } = append;
+        Payload::File(match append.naming {
+            Naming::Ticket => self.layout.ticket_value(*tag, body),
+            Naming::Raw | Naming::Tag => body.clone(),
+        })
+    }
+
+    fn check_mark(&self, append: &Append) -> Outcome<()> {
+        let tag = append.tag;
+        if append.naming == Naming::Raw || !self.marks.contains_key(&tag) {
+            return Ok(());
+        }
+        let withdrawn = self.refusal(Code::CompareFailed, format!("{tag} was withdrawn"));
+        Err(at_line(append, withdrawn))
     }
 
     /// The live tickets of `dir` before `ticket`, in order.
@@ -80,8 +116,8 @@ impl Core {
         for key in keys {
             removed |= self.remove(Action::Delete, &key).is_some();
         }
-        // A tag is appended once: where its node is known no other can come, and a lock that is
-        // taken and given back all day leaves no marks.
+        // What made a known node was answered, so nothing of its append can come any more, and a
+        // lock that is taken and given back all day leaves no marks.
         if withdraw.node.is_none() {
             self.mark(withdraw.tag, life);
         }
@@ -126,6 +162,13 @@ impl Core {
             key: Some(dir.clone()),
             ..self.refusal(Code::InvalidField, error.detail())
         })
+    }
+}
+
+fn at_line(append: &Append, refusal: Refusal) -> Refusal {
+    Refusal {
+        key: Some(append.dir.clone()),
+        ..refusal
     }
 }
 

@@ -33,6 +33,8 @@ impl Ticket {
                 }
                 Err(error) => error,
             };
+            // That attempt may still be under way.
+            self.waste_tag();
             let may_pass = error.is_transient() || error.is_ambiguous();
             if !may_pass || term.check().is_err() {
                 return Err(error);
@@ -58,9 +60,9 @@ impl Ticket {
     }
 
     /// From now on its deletion is our own doing: nobody keeps it alive, nobody calls it a loss.
-    fn step_back(&self) {
+    pub(super) fn step_back(&self) {
         if let State::InLine(seat) = &self.state {
-            self.session.detach(&seat.position.key);
+            self.session.detach(&seat.term);
             if seat.joined {
                 self.line.leaving(seat.position.clone());
             }
@@ -68,7 +70,7 @@ impl Ticket {
     }
 
     /// Nothing is left of it in the store.
-    fn released(&mut self, withdrawn: Withdrawn) {
+    pub(super) fn released(&mut self, withdrawn: Withdrawn) {
         self.core.saw(withdrawn.index);
         let spare = self.is_spare() && withdrawn.removed;
         if let State::InLine(seat) = std::mem::replace(&mut self.state, State::Disarmed)

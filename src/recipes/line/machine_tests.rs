@@ -1,6 +1,6 @@
 //! Each edge of the line's machine, without any I/O; and a random line checked against the truth.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
@@ -491,22 +491,42 @@ fn a_line_is_followed_for_a_while_after_the_last_ticket_and_a_held_key_within_it
 struct World {
     entropy: Entropy,
     index: u64,
+    /// Whether a name is used again by the process whose ticket had it.
+    thrifty: bool,
+    names: Names,
     live: BTreeSet<u64>,
     /// (index, ticket) of every deletion.
     history: Vec<(u64, u64)>,
     processes: Vec<Process>,
 }
 
+/// The name of each ticket.
+#[derive(Default)]
+struct Names(BTreeMap<u64, u64>);
+
+impl Names {
+    fn position(&self, number: u64) -> Position {
+        Position::new(Sequence::new(number), ticket(self.0[&number]).key)
+    }
+
+    fn line(&self, numbers: &[u64]) -> Vec<Position> {
+        numbers.iter().map(|it| self.position(*it)).collect()
+    }
+}
+
 #[derive(Default)]
 struct Process {
+    /// Names that it has given back.
+    spares: Vec<u64>,
+    reused: usize,
     machine: Machine,
     follows: bool,
     waiting: BTreeSet<u64>,
     holding: BTreeSet<u64>,
     /// Appended, the reply is on its way, with what was before it.
     appended: Vec<(u64, Vec<u64>)>,
-    /// Deleted, the reply is on its way.
-    deleted: Vec<(u64, u64)>,
+    /// Deleted, the reply is on its way: when, and whether by that.
+    deleted: Vec<(u64, u64, bool)>,
     /// A list was taken, the reply is on its way.
     list: Option<(u64, Vec<u64>)>,
     /// How much of the history it was told, while it follows the line.
@@ -527,6 +547,8 @@ impl World {
         Self {
             entropy: Entropy::seeded(seed),
             index: 1,
+            thrifty: !seed.is_multiple_of(4),
+            names: Names::default(),
             live: BTreeSet::new(),
             history: vec![],
             processes,
@@ -537,11 +559,14 @@ impl World {
         usize::try_from(self.entropy.u64() % below as u64).unwrap()
     }
 
-    fn remove(&mut self, number: u64) {
-        if self.live.remove(&number) {
+    /// Whether it was there.
+    fn remove(&mut self, number: u64) -> bool {
+        let is_there = self.live.remove(&number);
+        if is_there {
             self.index += 1;
             self.history.push((self.index, number));
         }
+        is_there
     }
 
     fn step(&mut self) {
@@ -550,6 +575,10 @@ impl World {
             0 if self.live.len() < 8 => {
                 self.index += 1;
                 self.live.insert(self.index);
+                let spare = self.processes[who].spares.pop();
+                let spare = spare.filter(|_| self.thrifty);
+                self.processes[who].reused += usize::from(spare.is_some());
+                self.names.0.insert(self.index, spare.unwrap_or(self.index));
                 let (number, line) = (self.index, self.live.iter().copied().collect());
                 self.processes[who].appended.push((number, line));
             }
@@ -557,24 +586,32 @@ impl World {
                 let process = &mut self.processes[who];
                 if let Some((number, told)) = process.appended.pop() {
                     process.waiting.insert(number);
-                    process.machine.join(ticket(number), index(number));
+                    let position = self.names.position(number);
+                    process.machine.join(position, index(number));
                     if process.follows {
-                        process.machine.listed(index(number), line(&told));
+                        let told = self.names.line(&told);
+                        process.machine.listed(index(number), told);
                     }
                 }
             }
             3 => {
                 if let Some(number) = self.processes[who].holding.pop_first() {
-                    self.processes[who].machine.leaving(&ticket(number), at(0));
-                    self.remove(number);
+                    let position = self.names.position(number);
+                    self.processes[who].machine.leaving(&position, at(0));
+                    let removed = self.remove(number);
                     let at = self.index;
-                    self.processes[who].deleted.push((number, at));
+                    self.processes[who].deleted.push((number, at, removed));
                 }
             }
             4 => {
                 let process = &mut self.processes[who];
-                if let Some((number, when)) = process.deleted.pop() {
-                    process.machine.left(&ticket(number), index(when), true);
+                if let Some((number, when, removed)) = process.deleted.pop() {
+                    let position = self.names.position(number);
+                    process.machine.left(&position, index(when), removed);
+                    // What somebody else has removed may not be used again: see `leave`.
+                    process
+                        .spares
+                        .extend(removed.then(|| self.names.0[&number]));
                 }
             }
             5 | 6 => {
@@ -586,18 +623,19 @@ impl World {
             }
             7 => {
                 if let Some((when, tickets)) = self.processes[who].list.take() {
-                    self.processes[who]
-                        .machine
-                        .listed(index(when), line(&tickets));
+                    let tickets = self.names.line(&tickets);
+                    self.processes[who].machine.listed(index(when), tickets);
                 }
             }
             8 => {
                 self.follow(who);
                 for (key, from) in self.processes[who].machine.wants(at(1_000)).watch {
-                    let seen = self
-                        .history
-                        .iter()
-                        .find(|(when, number)| *when >= from.get() && ticket(*number).key == key);
+                    // A watch that was kept tells what it was asked for before, too.
+                    let kept = u64::try_from(self.pick(3)).unwrap() * 5;
+                    let from = from.get().saturating_sub(kept);
+                    let seen = self.history.iter().find(|(when, number)| {
+                        *when >= from && self.names.position(*number).key == key
+                    });
                     if let Some((when, _)) = seen.copied() {
                         self.processes[who].machine.deleted(&key, index(when));
                     }
@@ -662,7 +700,8 @@ impl World {
             }
             Some(told) => {
                 for (when, number) in self.history.iter().skip(told).take(some) {
-                    process.machine.deleted(&ticket(*number).key, index(*when));
+                    let key = self.names.position(*number).key;
+                    process.machine.deleted(&key, index(*when));
                 }
                 process.told = Some((told + some).min(upto));
             }
@@ -671,6 +710,10 @@ impl World {
         if process.appended.is_empty() && process.list.is_none() {
             process.machine.caught_up();
         }
+    }
+
+    fn reused(&self) -> usize {
+        self.processes.iter().map(|process| process.reused).sum()
     }
 
     fn admissions(&self) -> usize {
@@ -683,11 +726,16 @@ impl World {
 
 #[test]
 fn in_a_thousand_random_lines_nobody_is_admitted_behind_another_and_the_line_moves() {
+    let mut reused = 0;
     for seed in 0..1_000 {
         let mut world = World::new(seed);
         for _ in 0..1_200 {
             world.step();
         }
         assert!(world.admissions() > 3, "seed {seed}: the line stands still");
+        if world.thrifty {
+            reused += world.reused();
+        }
     }
+    assert!(reused > 3_000, "{reused} names were used again");
 }

@@ -2,19 +2,24 @@
 //!
 //! One [`Line`] per directory and client: one view of the line for all tickets of this process, and
 //! a task that keeps it. Where watches are cheap the task begins with the first ticket that waits;
-//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to read and watch and who is admitted;
-//! [`driver`] does it; [`ticket`] is one place in the line, from before its append leaves until
-//! nothing of it is left, and [`leave`] how it is given up. Who is admitted is the line's [`Rule`];
+//! what is held without one, however many they are, is the [`sentry`]'s. [`machine`] decides what to
+//! read and watch and who is admitted; [`driver`] does it; [`ticket`] is one place in the line, from
+//! before its append leaves until nothing of it is left, [`attempt`] one that does not wait, [`leave`]
+//! how a place is given up, and [`volley`] several at once. Who is admitted is the line's [`Rule`];
 //! that of [`shared`] lines has a machine and a driver of its own.
 
+mod attempt;
 mod driver;
 mod leave;
 mod machine;
 mod newcomers;
+mod recheck;
 mod rule;
 mod sentry;
 pub(crate) mod shared;
 mod ticket;
+mod vigil;
+mod volley;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use rule::{Refusal, Rule, Shared};
 use sentry::{Charge, Sentry};
 pub(crate) use ticket::Ticket;
+pub(crate) use volley::{MOST, Volley};
 
 use crate::error::Result;
 use crate::key::{Index, Key, Position, Ttl};
@@ -69,6 +75,16 @@ impl Lines {
             ranks,
             closed: CancellationToken::new(),
         })
+    }
+
+    /// Whether this process has tickets in the line at `dir`.
+    pub(crate) fn are_occupied(&self, dir: &Key) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = open.get(&(dir.clone(), Rule::Exclusive));
+        let line = line.and_then(Weak::upgrade);
+        // This may be its last handle by now, and then it takes itself out.
+        drop(open);
+        line.is_some_and(|line| line.is_occupied())
     }
 
     /// Ends the tasks of all lines, whoever still has a handle.
@@ -236,9 +252,9 @@ impl Line {
                 role: Role::Holding,
             } if held.is_none() => {
                 let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
-                let key = ticket.position.key.clone();
+                let (key, ttl) = (ticket.position.key.clone(), ticket.ttl);
                 *held = Some(ticket.position);
-                lines.sentry.guard(&lines, key, charge);
+                lines.sentry.guard(&lines, key, charge, ttl);
                 None
             }
             Input::Leaving(position) | Input::Left(position, _) => {

@@ -7,31 +7,26 @@
 //! ```
 //!
 //! One task for all lines of a client, while anything is held: a short hold costs two turns at a
-//! mutex, a long one a watch. For stores whose watches share a connection.
+//! mutex, a long one a watch, and many together a [look](super::recheck) each TTL/2. For stores whose
+//! watches share a connection.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Poll, Waker};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 
-use super::Lines;
 use super::machine::SHORT_HOLD;
-use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Index, Key};
+use super::vigil::Vigil;
+use super::{Lines, recheck};
+use crate::key::{Index, Key, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Announcer, Loss, Term};
-use crate::store::{Get, Store, Update, Updates, Watch};
-
-/// The pause after a watch that failed, and the longest after one that does so again and again.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+use crate::store::Store;
 
 /// All that is watched over for one client.
 #[derive(Default)]
@@ -41,10 +36,12 @@ pub(super) struct Sentry {
 }
 
 #[derive(Default)]
-struct Roster {
-    charges: BTreeMap<Key, Charge>,
+pub(super) struct Roster {
+    pub(super) charges: BTreeMap<Key, Charge>,
     /// In the order of time; some may be gone by now.
     newcomers: VecDeque<(Instant, Key, Index)>,
+    /// The shortest time-to-live of what was held since the task began.
+    shortest: Option<Ttl>,
     /// Whether the task runs.
     attended: bool,
 }
@@ -55,7 +52,7 @@ pub(super) struct Charge {
     pub(super) at: Index,
     pub(super) term: Arc<Term>,
     pub(super) announcer: Announcer,
-    /// Wakes its vigil.
+    /// Wakes its [`Vigil`], once that has begun.
     vigil: Option<Waker>,
 }
 
@@ -68,11 +65,16 @@ impl Charge {
             vigil: None,
         }
     }
+
+    /// Whether it has been held for a while, and still is.
+    pub(super) fn is_settled(&self) -> bool {
+        self.vigil.is_some() && self.term.check().is_ok()
+    }
 }
 
 impl Sentry {
-    /// Watches over a key from now on.
-    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge) {
+    /// Watches over a key from now on, which is held for so long at a time.
+    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge, ttl: Ttl) {
         let due = lines.runtime.clock.now() + SHORT_HOLD;
         let mut roster = self.lock();
         if roster.newcomers.is_empty() {
@@ -80,6 +82,7 @@ impl Sentry {
         }
         roster.newcomers.push_back((due, key.clone(), charge.at));
         roster.charges.insert(key, charge);
+        roster.shortest = Some(roster.shortest.map_or(ttl, |it| it.min(ttl)));
         if !std::mem::replace(&mut roster.attended, true) {
             lines.tasks.spawn(attend(lines.clone()));
         }
@@ -94,26 +97,32 @@ impl Sentry {
         Some(charge)
     }
 
-    /// Whether this key is still to be watched over; this one is woken when it is not any more.
-    fn guards(&self, key: &Key, at: Index, vigil: &Waker) -> bool {
+    /// Whether this key is still to be watched over; the waker is woken once it is not.
+    pub(super) fn guards(&self, key: &Key, at: Index, vigil: &Waker) -> bool {
         let mut roster = self.lock();
-        let charge = roster.charges.get_mut(key).filter(|it| it.at == at);
-        match charge {
-            Some(charge) if charge.vigil.as_ref().is_some_and(|it| it.will_wake(vigil)) => true,
-            Some(charge) => {
-                charge.vigil = Some(vigil.clone());
-                true
-            }
-            None => false,
+        let Some(charge) = roster.charges.get_mut(key).filter(|it| it.at == at) else {
+            return false;
+        };
+        if !charge.vigil.as_ref().is_some_and(|it| it.will_wake(vigil)) {
+            charge.vigil = Some(vigil.clone());
         }
+        true
     }
 
-    fn lock(&self) -> MutexGuard<'_, Roster> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Roster {
+    /// A look has not found this key, or one that was made since. What was given up meanwhile is
+    /// nobody's loss.
+    pub(super) fn found_gone(&self, key: &Key, at: Index) {
+        if let Some(charge) = self.charges.get(key).filter(|it| it.at == at) {
+            charge.term.lose(Loss::Deleted);
+        }
+    }
+
     /// Takes those that have been held for a while, and says when to come again.
     fn settle(&mut self, now: Instant, mut begin: impl FnMut(&Charge)) -> Option<Instant> {
         while let Some((due, key, at)) = self.newcomers.front() {
@@ -133,27 +142,37 @@ impl Roster {
 
 /// Runs until nothing is held any more, or the client was shut down.
 async fn attend(lines: Arc<Lines>) {
+    let (clock, looks) = (&lines.runtime.clock, lines.store.about().commits);
     let mut vigils = FuturesUnordered::new();
+    let (mut looking, mut looked) = (None, clock.now());
     loop {
         let mut begun = Vec::new();
-        let due = {
+        let (due, every) = {
             let mut roster = lines.sentry.lock();
-            let due = roster.settle(lines.runtime.clock.now(), |charge| {
+            let due = roster.settle(clock.now(), |charge| {
                 charge.announcer.announce();
                 begun.push((charge.term.clone(), charge.at));
             });
             if due.is_none() && begun.is_empty() && vigils.is_empty() {
-                roster.attended = false;
+                (roster.attended, roster.shortest) = (false, None);
                 return;
             }
-            due
+            (due, roster.shortest.map(recheck::every))
         };
         for (term, at) in begun {
             vigils.push(Vigil::new(lines.clone(), term, at));
         }
+        let look = every
+            .filter(|_| looks && looking.is_none())
+            .map(|every| looked + every);
+        if look.is_some_and(|look| clock.has_passed(look)) {
+            looked = clock.now();
+            looking = Some(recheck::look_at_all(lines.clone()).boxed());
+            continue;
+        }
         let wake = async {
-            match due {
-                Some(due) => lines.runtime.clock.sleep_until(due).await,
+            match due.into_iter().chain(look).min() {
+                Some(due) => clock.sleep_until(due).await,
                 None => std::future::pending().await,
             }
         };
@@ -161,132 +180,56 @@ async fn attend(lines: Arc<Lines>) {
             biased;
             () = lines.closed.cancelled() => return,
             Some(()) = vigils.next() => {}
+            () = under_way(&mut looking) => looking = None,
             () = lines.sentry.news.notified() => {}
             () = wake => {}
         }
     }
 }
 
-/// Watches over one key, until it is gone or given up. By hand: there may be thousands, and an
-/// `async` block that can be ended from outside takes twice as much room.
-struct Vigil {
-    lines: Arc<Lines>,
-    term: Arc<Term>,
-    /// The index of its append.
-    at: Index,
-    /// The first index that was not told.
-    from: Index,
-    failures: u32,
-    step: Step,
+/// The look that is under way; never returns if there is none.
+fn under_way(looking: &mut Option<BoxFuture<'static, ()>>) -> impl Future<Output = ()> {
+    poll_fn(|cx| match looking {
+        Some(look) => look.poll_unpin(cx),
+        None => Poll::Pending,
+    })
 }
 
-enum Step {
-    Watching(Updates),
-    Recovering(BoxFuture<'static, Found>),
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// At which index the key is there, if it is; `None` if that was not asked, or not answered.
-type Found = Option<Option<Index>>;
+    use super::*;
+    use crate::runtime::Clock;
 
-impl Vigil {
-    fn new(lines: Arc<Lines>, term: Arc<Term>, at: Index) -> Self {
-        let from = at.next();
-        Self {
-            step: watch(&lines, &term, from),
-            lines,
-            term,
-            at,
-            from,
-            failures: 0,
-        }
+    fn at(millis: u64) -> Instant {
+        Instant::new(Duration::from_millis(millis))
     }
 
-    /// Takes in what the watch tells: whether the key is gone.
-    fn hear(&mut self, update: Option<Result<Update>>) -> bool {
-        let key = self.term.key();
-        match update {
-            Some(Ok(Update::Event(event))) if event.removes(key) => return true,
-            Some(Ok(Update::Event(event))) => self.from = event.index.next(),
-            Some(Ok(Update::Progress(index))) => self.from = index.next(),
-            Some(Ok(Update::Open(_))) => {}
-            Some(Err(error)) => self.recover(error),
-            None => {
-                let text = "a watch ended without an error";
-                self.recover(Error::new(ErrorKind::Unavailable, text));
-            }
-        }
-        false
+    #[test]
+    fn a_name_that_is_used_again_is_watched_when_its_new_ticket_has_been_held_for_a_while() {
+        let key = Key::new("/_locks/a/7-1").unwrap();
+        let mut roster = Roster::default();
+        let hold = |roster: &mut Roster, due, index| {
+            let index = Index::new(index).unwrap();
+            let term = Term::new(
+                key.clone(),
+                bytes::Bytes::new(),
+                Clock::boot(),
+                at(u64::MAX),
+            );
+            let charge = Charge::new(index, Arc::new(term), Announcer::unheard());
+            roster.newcomers.push_back((at(due), key.clone(), index));
+            roster.charges.insert(key.clone(), charge);
+        };
+        hold(&mut roster, 250, 10);
+        roster.charges.clear();
+        hold(&mut roster, 350, 14);
+        let mut watched = Vec::new();
+        let due = roster.settle(at(250), |charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (Some(at(350)), &[][..]));
+        let due = roster.settle(at(350), |charge| watched.push(charge.at.get()));
+        assert_eq!((due, &*watched), (None, &[14][..]));
+        assert!(roster.newcomers.is_empty());
     }
-
-    fn recover(&mut self, error: Error) {
-        let key = self.term.key().clone();
-        tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
-        let pause = SHORTEST_PAUSE * 2_u32.saturating_pow(self.failures);
-        self.failures += 1;
-        let (lines, at) = (self.lines.clone(), self.at);
-        let recovery = recover(lines, key, at, error, pause.min(LONGEST_PAUSE));
-        self.step = Step::Recovering(recovery.boxed());
-    }
-
-    /// Goes on after what was found: whether the key is gone.
-    fn recovered(&mut self, found: Found) -> bool {
-        match found {
-            Some(None) => return true,
-            Some(Some(index)) => self.from = index.next(),
-            None => {}
-        }
-        self.step = watch(&self.lines, &self.term, self.from);
-        false
-    }
-}
-
-impl Future for Vigil {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        while this
-            .lines
-            .sentry
-            .guards(this.term.key(), this.at, cx.waker())
-        {
-            let gone = match &mut this.step {
-                Step::Watching(updates) => {
-                    let update = ready!(updates.poll_next_unpin(cx));
-                    this.hear(update)
-                }
-                Step::Recovering(found) => {
-                    let found = ready!(found.poll_unpin(cx));
-                    this.recovered(found)
-                }
-            };
-            if gone {
-                this.term.lose(Loss::Deleted);
-                break;
-            }
-        }
-        Poll::Ready(())
-    }
-}
-
-fn watch(lines: &Lines, term: &Term, from: Index) -> Step {
-    let watch = Watch::node(term.key().clone()).from(from).deletes_only();
-    Step::Watching(lines.store.watch(watch))
-}
-
-/// Pauses; where the history is lost, or is another, looks whether what was appended `at` this index
-/// is still there.
-async fn recover(lines: Arc<Lines>, key: Key, at: Index, error: Error, pause: Duration) -> Found {
-    let runtime = &lines.runtime;
-    runtime.clock.sleep(runtime.entropy.jitter(pause)).await;
-    if !matches!(
-        error.kind(),
-        ErrorKind::HistoryLost | ErrorKind::ClusterChanged
-    ) {
-        return None;
-    }
-    let view = lines.store.get(Get::node(key).keys_only()).await;
-    let view = view.ok()?;
-    let is_there = view.nodes.iter().any(|node| node.created == at);
-    Some(is_there.then_some(view.index))
 }

@@ -20,10 +20,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key, Position, Sequence, Tag, Ttl};
 use crate::runtime::Instant;
 use crate::session::{Loss, Session, Term};
-use crate::store::{Append, Appended, Expiry, Freshness, Get, Layout, Node, View};
+use crate::store::{Append, Appended, Expiry, Freshness, Layout, Node, View};
 
 /// How often an append whose outcome is unknown is followed by one with a fresh tag.
-const APPENDS: usize = 3;
+pub(super) const APPENDS: usize = 3;
 
 /// A place in a line. Dropping it gives the place up.
 pub(crate) struct Ticket {
@@ -34,8 +34,10 @@ pub(crate) struct Ticket {
     pub(super) state: State,
     /// Until it has joined.
     pending: Option<Pending>,
+    /// Whether its tag was used before.
+    reused: bool,
     /// Whether its append was answered, and so cannot come later.
-    answered: bool,
+    pub(super) answered: bool,
     /// Whether its tag is of use again once it is gone.
     thrifty: bool,
 }
@@ -124,6 +126,10 @@ impl Ticket {
                 // The lease is gone; the next session has one of its own.
                 ticket.state = State::Disarmed;
                 ticket.session.lose();
+            } else if ticket.was_met(&error) {
+                // Somebody else has used the name since then: the janitor takes away what is there,
+                // and a fresh one goes on.
+                tracing::warn!(target: "tenure::line", %dir, %error, "a name that was free is not");
             } else if error.changed_nothing() {
                 ticket.state = State::Disarmed;
                 return Err(error);
@@ -146,8 +152,8 @@ impl Ticket {
         })
     }
 
-    fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
-        let tag = session.tag_for(line.dir());
+    pub(super) fn armed(core: &Arc<Core>, line: &Arc<Line>, session: Session) -> Self {
+        let (tag, reused) = session.tag_for(line.dir());
         Self {
             core: core.clone(),
             line: line.clone(),
@@ -155,6 +161,7 @@ impl Ticket {
             tag,
             state: State::Armed,
             pending: Some(line.expect()),
+            reused,
             answered: false,
             thrifty: false,
         }
@@ -196,52 +203,14 @@ impl Ticket {
         term.check()
     }
 
-    /// Takes the first place if nobody is seen in line: looks, and appends only then. `None` when
-    /// somebody is there, or came between the look and the append.
-    ///
-    /// # Errors
-    /// As [`take`](Self::take).
-    ///
-    /// # Cancel safety
-    /// As [`take`](Self::take).
-    pub(crate) async fn try_take(
-        core: &Arc<Core>,
-        dir: &Key,
-        keep: &Keep,
-        body: &Bytes,
-    ) -> Result<Option<Self>> {
-        let seen = core.seen().map_or(Freshness::Any, Freshness::AtLeast);
-        let look = Get::children(dir.clone()).fresh(seen).keys_only();
-        let view = core.store.get(look).await.inspect_err(|error| {
-            if error.kind() == ErrorKind::ClusterChanged {
-                // Told once; what this client has seen counts for nothing there.
-                core.forget_seen();
-            }
-        })?;
-        let mut nodes = view.nodes.iter();
-        if nodes.any(|node| core.layout.ticket(dir, node).is_some()) {
-            return Ok(None);
-        }
-        Self::take(core, dir, keep, body)
-            .await?
-            .admitted_now()
-            .await
-    }
-
-    /// Takes the place if the line's rule admits it now, and gives it up otherwise.
-    pub(crate) async fn admitted_now(mut self) -> Result<Option<Self>> {
-        self.look().await?;
-        if let Some(limit) = self.admission()? {
-            self.hold(limit)?;
-            return Ok(Some(self));
-        }
-        self.release().await?;
-        Ok(None)
-    }
-
     /// The limit that it was admitted under: 1 in an exclusive line. `None` before that.
     pub(crate) fn limit(&self) -> Option<u32> {
         self.seat().ok()?.limit
+    }
+
+    /// Which place in the line.
+    pub(crate) fn position(&self) -> Result<&Position> {
+        Ok(&self.seat()?.position)
     }
 
     /// The number by which later holders are told from earlier ones.
@@ -311,6 +280,19 @@ impl Ticket {
         self.thrifty = self.core.layout == Layout::Leased;
     }
 
+    /// Whether this error of its append says that a name which was used before is not free. Nobody
+    /// but a proxy that repeats requests, or a hand, can have put something there; but then that
+    /// would keep everybody waiting for as long as it stays.
+    fn was_met(&self, error: &Error) -> bool {
+        let met = [ErrorKind::AlreadyExists, ErrorKind::ConditionFailed];
+        self.reused && met.contains(&error.kind())
+    }
+
+    /// Its tag is not used again.
+    pub(super) fn waste_tag(&mut self) {
+        self.thrifty = false;
+    }
+
     /// Whether nothing of its tag can come any more when it is gone from the store.
     pub(super) fn is_spare(&self) -> bool {
         self.thrifty && self.answered
@@ -324,11 +306,6 @@ impl Ticket {
     /// The line that it stands in.
     pub(crate) fn dir(&self) -> &Key {
         self.line.dir()
-    }
-
-    /// The mark of its append.
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
     }
 
     /// Sends the append, once.
@@ -363,7 +340,7 @@ impl Ticket {
         Ok(true)
     }
 
-    fn enter(&mut self, node: &Node, sent: Instant, known: Option<View>) -> Result<()> {
+    pub(super) fn enter(&mut self, node: &Node, sent: Instant, known: Option<View>) -> Result<()> {
         let (layout, dir) = (self.core.layout, self.line.dir());
         let Some(position) = layout.position(dir, &node.key, node.created) else {
             let text = "the store gave the ticket a name that is none";
@@ -385,7 +362,7 @@ impl Ticket {
     }
 
     /// Reads the line, unless it is known.
-    async fn look(&mut self) -> Result<()> {
+    pub(super) async fn look(&mut self) -> Result<()> {
         let seat = self.seat()?;
         if seat.known.is_none() {
             let fresh = Freshness::AtLeast(seat.created);
@@ -397,7 +374,7 @@ impl Ticket {
     }
 
     /// The limit that it is admitted under, if the line is known and admits it.
-    fn admission(&self) -> Result<Option<u32>> {
+    pub(super) fn admission(&self) -> Result<Option<u32>> {
         let seat = self.seat()?;
         let Some(view) = &seat.known else {
             return Ok(None);
@@ -418,7 +395,7 @@ impl Ticket {
     }
 
     /// Tells the line's task that this ticket is admitted.
-    fn hold(&mut self, limit: u32) -> Result<()> {
+    pub(super) fn hold(&mut self, limit: u32) -> Result<()> {
         let joining = self.joining()?;
         let term = joining.term.clone();
         self.seat_mut()?.limit = Some(limit);

@@ -44,7 +44,7 @@ enum State {
     /// The append may or may not have been sent.
     Armed,
     /// It is there.
-    There(Node),
+    There(Node, Arc<Term>),
     /// Nothing is left to take back.
     Disarmed,
 }
@@ -137,7 +137,7 @@ impl Registration {
         self.core.saw(node.created);
         let (key, value) = (node.key.clone(), node.value.clone());
         let (term, at) = (self.session.attach(key, value, sent), node.created);
-        self.state = State::There(node);
+        self.state = State::There(node, term.clone());
         Registered {
             tag: self.tag,
             term,
@@ -150,15 +150,15 @@ impl Registration {
         let withdraw = Withdraw::new(self.dir.clone(), self.tag, Naming::Tag);
         let withdraw = withdraw.lease(self.session.lease());
         match &self.state {
-            State::There(node) => withdraw.node(node.clone()),
+            State::There(node, _) => withdraw.node(node.clone()),
             State::Armed | State::Disarmed => withdraw,
         }
     }
 
     /// From now on nobody keeps it alive.
     fn step_back(&self) {
-        if let State::There(node) = &self.state {
-            self.session.detach(&node.key);
+        if let State::There(_, term) = &self.state {
+            self.session.detach(term);
         }
     }
 }

@@ -29,6 +29,25 @@ pub enum Condition {
     },
     /// The node was created at this index. Not on etcd v2 (`Unsupported`).
     Created(Index),
+    /// Nothing is listed below the key, which may be a directory or nothing at all. Only as a check
+    /// of a [`Commit`]; a write on this condition is `Unsupported`. Where there are
+    /// [no directories](crate::store::About::directories), what is hidden below it counts too.
+    Empty,
+}
+
+impl Condition {
+    /// Refuses what cannot be the condition of a write.
+    pub(crate) fn check_of_write(&self) -> Result<()> {
+        match self {
+            Self::Empty => Err(Self::only_a_check()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn only_a_check() -> Error {
+        let text = "that nothing lies below a key is a check of a commit, no condition of a write";
+        Error::new(ErrorKind::Unsupported, text)
+    }
 }
 
 /// When a node goes away by itself. There is no default: a TTL is never lost by accident.
@@ -143,6 +162,16 @@ impl Append {
             naming: Naming::Raw,
             expiry,
         }
+    }
+
+    /// Refuses what cannot be one of several.
+    fn check_of_commit(&self) -> Result<()> {
+        if self.naming != Naming::Raw {
+            return Ok(());
+        }
+        let text =
+            "a raw append is made by itself: its name depends on what others append meanwhile";
+        Err(Error::new(ErrorKind::Unsupported, text))
     }
 
     /// Gives the node something to say.
@@ -272,6 +301,10 @@ pub enum Operation {
     Put(Put),
     /// Delete a node; nothing being there is fine, unless a condition says otherwise.
     Delete(Delete),
+    /// Add a node to a directory, as [`Store::append`](crate::Store::append) does, without telling
+    /// who is before it. A tag that was withdrawn, or has a node there, is a condition that does not
+    /// hold, and its key is that of the directory. [`Naming::Raw`] is `Unsupported`.
+    Append(Append),
 }
 
 /// A guarded write of several keys: see [`Store::commit`](crate::Store::commit).
@@ -309,5 +342,24 @@ impl Commit {
     pub fn delete(mut self, delete: Delete) -> Self {
         self.operations.push(Operation::Delete(delete));
         self
+    }
+
+    /// Adds an append.
+    #[must_use]
+    pub fn append(mut self, append: Append) -> Self {
+        self.operations.push(Operation::Append(append));
+        self
+    }
+
+    /// Refuses what no store can do in one.
+    pub(crate) fn check_operations(&self) -> Result<()> {
+        self.operations.iter().try_for_each(|operation| {
+            let (key, outcome) = match operation {
+                Operation::Put(put) => (&put.key, put.when.check_of_write()),
+                Operation::Delete(delete) => (&delete.key, delete.when.check_of_write()),
+                Operation::Append(append) => (&append.dir, append.check_of_commit()),
+            };
+            outcome.map_err(|error| error.at(key))
+        })
     }
 }
