@@ -18,6 +18,7 @@ mod rule;
 mod sentry;
 pub(crate) mod shared;
 mod ticket;
+mod vigil;
 mod volley;
 
 use std::collections::BTreeMap;
