@@ -37,29 +37,38 @@ pub(super) async fn look_at_all(lines: Arc<Lines>) {
 }
 
 /// Whether it was answered.
-async fn look_at(lines: &Lines, mut some: &[(Key, Index)]) -> bool {
-    while !some.is_empty() {
+async fn look_at(lines: &Lines, some: &[(Key, Index)]) -> bool {
+    let mut pieces = vec![some];
+    while let Some(piece) = pieces.pop() {
         let created = |(key, at): &(Key, Index)| (key.clone(), Condition::Created(*at));
-        let checks = some.iter().map(created);
+        let checks = piece.iter().map(created);
         let commit = checks.fold(Commit::new(), |it, (key, when)| it.check(key, when));
         let Err(error) = lines.store.commit(commit).await else {
-            return true;
+            continue;
         };
+        if error.kind() == ErrorKind::InvalidOptions && piece.len() > 1 {
+            // It was told otherwise.
+            let (these, those) = piece.split_at(piece.len() / 2);
+            pieces.extend([those, these]);
+            continue;
+        }
         let missing = matches!(
             error.kind(),
             ErrorKind::ConditionFailed | ErrorKind::NotFound
         );
-        let place = some.iter().position(|(key, _)| Some(key) == error.key());
+        let place = piece.iter().position(|(key, _)| Some(key) == error.key());
         let (true, Some(place)) = (missing, place) else {
             tracing::debug!(target: "tenure::line", %error, "cannot look at what is held");
             return false;
         };
         // It names the first: those before it are there.
-        let Some(((key, at), rest)) = some.get(place..).and_then(<[_]>::split_first) else {
+        let Some(((key, at), rest)) = piece.get(place..).and_then(<[_]>::split_first) else {
             return false;
         };
         lines.sentry.lock().found_gone(key, *at);
-        some = rest;
+        if !rest.is_empty() {
+            pieces.push(rest);
+        }
     }
     true
 }
