@@ -189,3 +189,28 @@ async fn a_renewal_that_is_given_up_early_leaves_the_member_that_did_not_answer(
     assert_eq!(renewed.keys[0].1, KeyRenewal::Live { since });
     members[hangs].resume();
 }
+
+#[tokio::test]
+async fn a_write_that_is_given_up_early_again_and_again_gets_to_another_member() {
+    let members = Etcd::start_three();
+    let leads = |it: &Etcd| it.metric("etcd_server_is_leader") > 0.0;
+    let hangs = (0..3).find(|n| !leads(&members[*n])).unwrap();
+    let urls = [hangs, (hangs + 1) % 3].map(|n| members[n].url());
+    let store = Etcd2::new(urls.join(",")).unwrap();
+    store
+        .set(&key("/k"), "0".into(), Expiry::Never)
+        .await
+        .unwrap();
+    members[hangs].pause();
+    let set = || {
+        let (key, expiry) = (key("/k"), Expiry::Never);
+        let store = store.clone();
+        tokio::time::timeout(Duration::from_millis(500), async move {
+            store.set(&key, "1".into(), expiry).await
+        })
+    };
+    assert!(set().await.is_err(), "it hangs");
+    let written = set().await;
+    members[hangs].resume();
+    written.expect("the next is asked").unwrap();
+}

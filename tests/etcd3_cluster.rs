@@ -520,3 +520,23 @@ fn id(member: &Etcd) -> String {
     let id = about.split("\"id\":\"").nth(1).unwrap();
     id.split('"').next().unwrap().to_owned()
 }
+
+#[tokio::test]
+async fn a_write_that_is_given_up_early_again_and_again_gets_to_another_member() {
+    let members = three().await;
+    let hangs = others(&members, leader(&members))[0];
+    let next = members.iter().find(|it| it.url() != hangs.url()).unwrap();
+    let store = Etcd3::new(format!("{},{}", hangs.url(), next.url())).unwrap();
+    let set = || {
+        let (store, key) = (store.clone(), key("/k"));
+        tokio::time::timeout(MS * 500, async move {
+            store.set(&key, "1".into(), Expiry::Never).await
+        })
+    };
+    set().await.unwrap().unwrap();
+    hangs.pause();
+    assert!(set().await.is_err(), "it hangs");
+    let written = set().await;
+    hangs.resume();
+    written.expect("the next is asked").unwrap();
+}

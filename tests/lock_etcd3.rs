@@ -477,13 +477,45 @@ async fn lose_some_of(number: usize, args: Vec<String>) {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_takes_smaller_transactions_is_served_lock_by_lock() {
-    let server = Etcd::start_with(&Options {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_is_looked_at_too_on_a_server_that_takes_smaller_transactions() {
+    const HELD: usize = 40;
+    let (server, clock) = (of_small_transactions(), Clock::boot());
+    let direct = Etcd3::new(server.url()).unwrap();
+    let (proxy, emptied) = forgetful(&server, Missing::Denied).await;
+    let client = v3::client(&proxy.url(), SHORT);
+    let taken = (0..HELD).map(|n| client.lock(format!("{n}")).acquire().into_future());
+    let held = futures_util::future::try_join_all(taken).await.unwrap();
+    let watched = || server.metric("etcd_debugging_mvcc_watcher_total") >= HELD as f64;
+    until("their own keys are watched", watched).await;
+    clock.sleep(Duration::from_millis(500)).await;
+    let gone = [0, 15, 16, 17, HELD - 1];
+    let since = clock.now();
+    for n in gone {
+        direct.remove(held[n].key()).await.unwrap();
+    }
+    for n in gone {
+        let left = (since + SHORT / 2 + LEEWAY).since(clock.now());
+        let lost = tokio::time::timeout(left, held[n].lost()).await;
+        assert_eq!(lost.expect("a loss within half a term"), Loss::Deleted);
+    }
+    assert!(emptied.load(Ordering::SeqCst) > 0, "nobody was told of any");
+    for (n, guard) in held.iter().enumerate() {
+        assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");
+    }
+}
+
+fn of_small_transactions() -> Etcd {
+    Etcd::start_with(&Options {
         v2: false,
         args: vec!["--max-txn-ops".into(), "16".into()],
         ..Options::default()
-    });
+    })
+}
+
+#[tokio::test]
+async fn a_server_that_takes_smaller_transactions_is_served_lock_by_lock() {
+    let server = of_small_transactions();
     let client = Client::new(Etcd3::new(server.url()).unwrap());
     let names: Vec<_> = (0..20).map(|it| format!("{it:02}")).collect();
     let locks = client.lock_all(&names);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
+use tokio::task::coop;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::asks::Asked;
@@ -144,9 +145,12 @@ impl Letterbox {
     }
 
     /// The next, as soon as there is one; `None` when all is read and nothing more will come.
-    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Told>> {
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Told>> {
+        // Who reads as fast as it is told lets others have their turn, as with any channel.
+        let turn = ready!(coop::poll_proceed(cx));
         let mut letters = self.lock();
         if let Some(told) = letters.told.pop_front() {
+            turn.made_progress();
             letters.weight = letters.weight.saturating_sub(told.weight());
             if letters.told.is_empty() {
                 letters.told = VecDeque::new();
@@ -275,5 +279,34 @@ impl Drop for Reader {
     fn drop(&mut self) {
         // A task that has ended has no watches.
         let _ = self.orders.send(Order::Close(self.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::key::Index;
+
+    #[tokio::test]
+    async fn who_has_a_lot_to_read_lets_others_have_their_turn() {
+        const MANY: usize = 1_000;
+        let letterbox = Letterbox::default();
+        let open = |_| Told::Update(Ok(Update::Open(Index::new(1).unwrap())));
+        letterbox.put((0..MANY).map(open));
+        letterbox.close();
+        let read = Arc::new(AtomicUsize::new(0));
+        let count = read.clone();
+        let reading = tokio::spawn(async move {
+            while poll_fn(|cx| letterbox.poll_next(cx)).await.is_some() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let others = tokio::spawn(async move { read.load(Ordering::Relaxed) });
+        let so_far = others.await.unwrap();
+        assert!(so_far < MANY, "all {so_far} were read before anybody else");
+        reading.await.unwrap();
     }
 }

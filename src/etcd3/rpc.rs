@@ -26,8 +26,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Index;
 use crate::runtime::{Instant, Runtime};
 use crate::transport::{
-    Attempts, Channel, Channels, Discovery, Endpoint, Endpoints, Failure, Latency, Limits, Repeat,
-    Who, ambiguous, hedged, pauses,
+    Attempts, Channel, Channels, Discovery, Endpoint, Endpoints, Failure, Hope, Latency, Limits,
+    Repeat, Who, ambiguous, hedged, pauses,
 };
 
 pub(super) type Token = MetadataValue<Ascii>;
@@ -187,6 +187,7 @@ impl Wire {
                 let started = clock.now();
                 let share = (whole, rounds, round.len());
                 let limits = self.latency.limits(repeat, started, deadline, share);
+                let hope = Hope::new((&self.endpoints, &self.latency, clock), &endpoint, started);
                 let first = attempt(endpoint.clone(), limits);
                 let patience = self.latency.hedge_after().filter(|_| ask.hedge);
                 let (who, outcome) = match (patience, round.front()) {
@@ -196,6 +197,7 @@ impl Wire {
                     }
                     _ => (Who::First, first.await),
                 };
+                hope.over();
                 let now = clock.now();
                 if let (Who::Second, Some(second)) = (who, round.front()) {
                     self.endpoints.failed(&endpoint, now);

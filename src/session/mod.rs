@@ -393,12 +393,11 @@ impl Core {
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {
-            let before = shared.terms.insert(key, term.clone());
-            // A name is used again only when what had it is detached.
-            debug_assert!(
-                before.is_none_or(|before| before.check().is_err()),
-                "two live terms of one key: {term:?}"
-            );
+            // Whoever uses a name again has detached it. But a store that goes back to a backup gives
+            // the same names again: who had it is there no more.
+            if let Some(before) = shared.terms.insert(key, term.clone()) {
+                before.lose(Loss::Deleted);
+            }
         }
         term
     }

@@ -17,6 +17,7 @@ use super::endpoints::Endpoints;
 use super::exchange::{Answer, As, Call, Exchange, Opened};
 use super::failure::Failure;
 use super::hedge::{Who, hedged};
+use super::hope::Hope;
 use super::latency::{Latency, Limits};
 use super::redirect::{self, Trail};
 use super::skew::Clocks;
@@ -141,16 +142,9 @@ impl Transport {
                 let started = clock.now();
                 let share = (whole, rounds, round.len());
                 let limits = self.latency.limits(repeat, started, deadline, share);
-                let mut hope = Hope {
-                    transport: self,
-                    endpoint: &endpoint,
-                    since: started,
-                    // A write that must not be repeated has the time that it takes.
-                    over: repeat == Repeat::NeverSent,
-                };
+                let hope = Hope::new((&self.endpoints, &self.latency, clock), &endpoint, started);
                 let (who, outcome) = self.ask(call, (&endpoint, round.front()), limits).await;
-                hope.over = true;
-                drop(hope);
+                hope.over();
                 let now = clock.now();
                 if let (Who::Second, Some(second)) = (who, round.front()) {
                     self.endpoints.failed(&endpoint, now);
@@ -371,24 +365,4 @@ impl Transport {
 /// The error for a redirect that is not followed. Who redirects has not done it.
 fn astray(why: String, server: &str) -> Error {
     Error::new(ErrorKind::Protocol, why).on(server)
-}
-
-/// A request that may be repeated and is not answered yet. Whoever asks may have less time than an
-/// attempt may take, as for the renewal of a short term: so who gives it up counts too, or all tries
-/// would go to a server that hangs.
-struct Hope<'a> {
-    transport: &'a Transport,
-    endpoint: &'a Endpoint,
-    since: Instant,
-    over: bool,
-}
-
-impl Drop for Hope<'_> {
-    fn drop(&mut self) {
-        let now = self.transport.runtime.clock.now();
-        let waited = now.since(self.since);
-        if !self.over && self.transport.latency.is_unusual(waited) {
-            self.transport.endpoints.failed(self.endpoint, now);
-        }
-    }
 }

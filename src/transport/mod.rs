@@ -24,6 +24,7 @@ mod exchange;
 mod executor;
 mod failure;
 mod hedge;
+mod hope;
 #[cfg(feature = "etcd2")]
 mod http1;
 mod last_words;
@@ -60,6 +61,8 @@ pub(crate) use exchange::{Answer, As, Call, Opened, Payload};
 pub(crate) use failure::Failure;
 #[cfg(feature = "etcd3")]
 pub(crate) use hedge::{Who, hedged};
+#[cfg(feature = "etcd3")]
+pub(crate) use hope::Hope;
 #[cfg(feature = "etcd2")]
 pub(crate) use http1::{Config, Transport};
 #[cfg(feature = "etcd3")]

@@ -251,10 +251,10 @@ impl Line {
                 ticket,
                 role: Role::Holding,
             } if held.is_none() => {
-                let charge = Charge::new(ticket.at, ticket.term, ticket.announcer);
-                let (key, ttl) = (ticket.position.key.clone(), ticket.ttl);
+                let charge = Charge::new(ticket.at, ticket.term, ticket.announcer, ticket.ttl);
+                let key = ticket.position.key.clone();
                 *held = Some(ticket.position);
-                lines.sentry.guard(&lines, key, charge, ttl);
+                lines.sentry.guard(&lines, key, charge);
                 None
             }
             Input::Leaving(position) | Input::Left(position, _) => {
@@ -275,7 +275,6 @@ impl Line {
         };
         let held = held.take();
         let (task, inputs) = mpsc::unbounded_channel();
-        let ttl = self.ttl;
         if let Some(position) = held
             && let Some(charge) = lines.sentry.dismiss(&position.key)
         {
@@ -284,13 +283,14 @@ impl Line {
                 at: charge.at,
                 term: charge.term,
                 known: None,
-                ttl,
+                ttl: charge.ttl,
                 announcer: charge.announcer,
             };
             let role = Role::Holding;
             let _ = task.send(Input::Join { ticket, role });
         }
         let line = Arc::downgrade(self);
+        let ttl = self.ttl;
         match self.rule.clone() {
             Rule::Exclusive => {
                 let drive = driver::drive(lines.clone(), line, self.dir.clone(), ttl, inputs);

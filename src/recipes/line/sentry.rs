@@ -40,7 +40,7 @@ pub(super) struct Roster {
     pub(super) charges: BTreeMap<Key, Charge>,
     /// In the order of time; some may be gone by now.
     newcomers: VecDeque<(Instant, Key, Index)>,
-    /// The shortest time-to-live of what was held since the task began.
+    /// The shortest time-to-live of what was held since the last look.
     shortest: Option<Ttl>,
     /// Whether the task runs.
     attended: bool,
@@ -52,16 +52,19 @@ pub(super) struct Charge {
     pub(super) at: Index,
     pub(super) term: Arc<Term>,
     pub(super) announcer: Announcer,
+    /// For how long it is held at a time.
+    pub(super) ttl: Ttl,
     /// Wakes its [`Vigil`], once that has begun.
     vigil: Option<Waker>,
 }
 
 impl Charge {
-    pub(super) fn new(at: Index, term: Arc<Term>, announcer: Announcer) -> Self {
+    pub(super) fn new(at: Index, term: Arc<Term>, announcer: Announcer, ttl: Ttl) -> Self {
         Self {
             at,
             term,
             announcer,
+            ttl,
             vigil: None,
         }
     }
@@ -73,16 +76,14 @@ impl Charge {
 }
 
 impl Sentry {
-    /// Watches over a key from now on, which is held for so long at a time.
-    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge, ttl: Ttl) {
+    /// Watches over a key from now on.
+    pub(super) fn guard(&self, lines: &Arc<Lines>, key: Key, charge: Charge) {
         let due = lines.runtime.clock.now() + SHORT_HOLD;
         let mut roster = self.lock();
         if roster.newcomers.is_empty() {
             self.news.notify_one();
         }
-        roster.newcomers.push_back((due, key.clone(), charge.at));
-        roster.charges.insert(key, charge);
-        roster.shortest = Some(roster.shortest.map_or(ttl, |it| it.min(ttl)));
+        roster.come(due, key, charge);
         if !std::mem::replace(&mut roster.attended, true) {
             lines.tasks.spawn(attend(lines.clone()));
         }
@@ -115,6 +116,19 @@ impl Sentry {
 }
 
 impl Roster {
+    /// Will have been held for a while when it is due.
+    fn come(&mut self, due: Instant, key: Key, charge: Charge) {
+        let ttl = charge.ttl;
+        self.shortest = Some(self.shortest.map_or(ttl, |it| it.min(ttl)));
+        self.newcomers.push_back((due, key.clone(), charge.at));
+        self.charges.insert(key, charge);
+    }
+
+    /// A look begins: what has been given up counts no more.
+    fn reckon(&mut self) {
+        self.shortest = self.charges.values().map(|it| it.ttl).min();
+    }
+
     /// A look has not found this key, or one that was made since. What was given up meanwhile is
     /// nobody's loss.
     pub(super) fn found_gone(&self, key: &Key, at: Index) {
@@ -169,6 +183,7 @@ async fn attend(lines: Arc<Lines>) {
             .map(|every| looked + every);
         if look.is_some_and(|look| clock.has_passed(look)) {
             looked = clock.now();
+            lines.sentry.lock().reckon();
             looking = Some(recheck::look_at_all(lines.clone()).boxed());
             continue;
         }
@@ -208,17 +223,41 @@ mod tests {
         Instant::new(Duration::from_millis(millis))
     }
 
+    fn charge(key: &Key, index: u64, secs: u64) -> Charge {
+        let term = Term::new(
+            key.clone(),
+            bytes::Bytes::new(),
+            Clock::boot(),
+            at(u64::MAX),
+        );
+        let ttl = Ttl::new(Duration::from_secs(secs)).unwrap();
+        let index = Index::new(index).unwrap();
+        Charge::new(index, Arc::new(term), Announcer::unheard(), ttl)
+    }
+
+    #[test]
+    fn what_was_held_for_a_short_time_at_a_time_is_soon_forgotten_when_it_is_given_up() {
+        let (short, long) = (Key::new("/_locks/s/7-1"), Key::new("/_locks/l/7-2"));
+        let (short, long) = (short.unwrap(), long.unwrap());
+        let mut roster = Roster::default();
+        roster.come(at(0), short.clone(), charge(&short, 10, 1));
+        roster.come(at(0), long.clone(), charge(&long, 11, 60));
+        roster.reckon();
+        assert_eq!(roster.shortest, Some(Ttl::MIN));
+        roster.charges.remove(&short);
+        roster.reckon();
+        assert_eq!(roster.shortest, Ttl::new(Duration::from_secs(60)).ok());
+        roster.charges.remove(&long);
+        roster.reckon();
+        assert_eq!(roster.shortest, None);
+    }
+
     #[test]
     fn a_name_that_is_used_again_is_watched_when_its_new_ticket_has_been_held_for_a_while() {
         let key = Key::new("/_locks/a/7-1").unwrap();
         let mut roster = Roster::default();
         let hold = |roster: &mut Roster, due, index| {
-            let index = Index::new(index).unwrap();
-            let (value, clock) = (bytes::Bytes::new(), Clock::boot());
-            let term = Term::new(key.clone(), value, clock, at(u64::MAX));
-            let charge = Charge::new(index, Arc::new(term), Announcer::unheard());
-            roster.newcomers.push_back((at(due), key.clone(), index));
-            roster.charges.insert(key.clone(), charge);
+            roster.come(at(due), key.clone(), charge(&key, index, 60));
         };
         hold(&mut roster, 250, 10);
         roster.charges.clear();
