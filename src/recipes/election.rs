@@ -46,6 +46,7 @@
 //! | resign | 1 | 1 | 1 |
 //! | leader, candidates | 0 | 1 | 1, which is a proposal |
 //! | leading or waiting, each TTL/3 | 1 on etcd v2 | 1 for the whole client | 1 |
+//! | leading for longer than 250 ms, or waiting, each TTL/2 | 0 | 1; for who leads and the locks that the client holds 1 for each 128 | 1 |
 //! | the first campaign of a session says [who it is](crate::Client::who) | 1 | 1 | 1 |
 //! | observe | 0 | a list and a watch | a list, and a poll for each change of the line |
 //!

@@ -7,7 +7,7 @@
 //! 2. **Look** who is before it, in a view that is at least as new as the ticket. Nobody: it is
 //!    held. Somebody: wait until they are gone; tickets before mine can only disappear.
 //! 3. Before it is reported as held: the ticket is there, and its safe deadline is not reached.
-//! 4. **Release** by deleting the ticket, compared with its tag.
+//! 4. **Release** by deleting the ticket, compared with its tag and its creation.
 //!
 //! The ticket's number is the **fencing token**: it rises from holder to holder.
 //!
@@ -21,7 +21,8 @@
 //!   members' wall clocks stay within the configured skew. The assumption is needed because a
 //!   lease ends by a clock. And as long as nobody else deletes its ticket: by force, or, on etcd v3,
 //!   a leader that comes back from a pause longer than the TTL and ends what was renewed meanwhile
-//!   (etcd#12528). Such a loss is told as soon as its watch tells it.
+//!   (etcd#12528). Such a loss is told as soon as its watch tells it, and within half the TTL if no
+//!   watch does.
 //!   **No assumption** is needed for the token to rise.
 //! * First come, first served, across processes; nobody is woken who is not next.
 //! * A holder that dies is followed within the TTL and 0.7 s (etcd looks for expired keys every
@@ -47,6 +48,7 @@
 //! | release | 1 | 1 | 1 |
 //! | held or waiting, each TTL/3 | 1 on etcd v2 | 1 | 1 for all locks of the client |
 //! | waiting, each TTL/2; on etcd v2 also held longer than 250 ms | 0 | 1 | 1 |
+//! | held longer than 250 ms, each TTL/2 | 0 | 0 | 1 for each 128 locks of the client |
 //! | held longer than 250 ms | 0 | 1 | 1 or 2 |
 //! | the first time for a session, after 250 ms: [who it is](crate::Client::who) | 1 | 1 | 1 |
 //!
@@ -55,9 +57,9 @@
 //! within a second finds it followed still.
 //!
 //! A lock held longer than 250 ms has its own key watched. On etcd v3 that is a watch on the shared
-//! stream, for however many locks (10,000 held locks: one keep-alive each TTL/3 and nothing else);
-//! on etcd v2 one idle connection each, for up to 64 locks of a client; beyond that a deletion by
-//! force is noticed at the next renewal.
+//! stream, for however many locks, and a look at all of them each TTL/2 (10,000 held locks: one
+//! keep-alive each TTL/3 and 79 reads each TTL/2); on etcd v2 one idle connection each, for up to 64
+//! locks of a client; beyond that a deletion by force is noticed at the next renewal.
 //!
 //! [Kleppmann 2016]: https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 //! [Jepsen: etcd 3.4.3]: https://jepsen.io/analyses/etcd-3.4.3
