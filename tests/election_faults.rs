@@ -358,7 +358,9 @@ async fn on_a_slow_link_a_future_dropped_at_any_poll_leaves_nothing() {
                 assert!(line.is_empty(), "{what}: {line:?}");
             }
             if done {
-                assert!(polls >= 6, "{what}");
+                // One step to take them and one to give them back, where the store has commits.
+                let least = if kind == Kind::V2Like { 6 } else { 2 };
+                assert!(polls >= least, "{what}");
                 break;
             }
         }
