@@ -116,7 +116,9 @@ async fn whoever_runs_this_is_warned_once() {
         .with_ansi(false)
         .with_writer(move || to.clone())
         .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    // For all threads: with one of its own, a test beside this one that is warned first can settle it
+    // for the whole process that nobody listens.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
     let (one, two) = (
         member(Some("00:00"), "00:00").await,
         member(Some("00:20"), "00:00").await,
@@ -126,7 +128,10 @@ async fn whoever_runs_this_is_warned_once() {
         granted(&store, 60).await.unwrap();
     }
     let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert_eq!(told.lines().count(), 1, "{told}");
+    // Others are warned too, of other servers.
+    let told: Vec<_> = told.lines().filter(|it| it.contains(&one.url())).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let told = told.concat();
     for part in ["tenure::etcd2", "differ", &one.url(), &two.url()] {
         assert!(told.contains(part), "{told}");
     }
