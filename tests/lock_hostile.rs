@@ -41,6 +41,8 @@ enum Bend {
     CannotTellAbout(&'static str),
     /// A renewal says nothing at all about keys that contain this.
     SaysNothingAbout(&'static str),
+    /// A commit takes its time.
+    CommitsTakeTime,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ struct Bent {
     straight: Arc<Mutex<bool>>,
     calls: Arc<AtomicU64>,
     renewed: Arc<Mutex<Vec<Vec<Key>>>>,
+    /// How many commits have begun, and how many of them were answered.
+    commits: Arc<[AtomicU64; 2]>,
 }
 
 impl Bent {
@@ -60,6 +64,7 @@ impl Bent {
             straight: Arc::default(),
             calls: Arc::default(),
             renewed: Arc::default(),
+            commits: Arc::default(),
         }
     }
 
@@ -135,7 +140,14 @@ impl Store for Bent {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {
-        self.inner.commit(commit).await
+        let [begun, answered] = &*self.commits;
+        begun.fetch_add(1, Ordering::SeqCst);
+        if self.is(Bend::CommitsTakeTime) {
+            tokio::time::sleep(TTL / 3).await;
+        }
+        let outcome = self.inner.commit(commit).await;
+        answered.fetch_add(1, Ordering::SeqCst);
+        outcome
     }
 
     async fn grant(&self, grant: Grant) -> Result<Granted> {
@@ -379,4 +391,23 @@ async fn a_try_at_a_taken_lock_writes_nothing_and_one_that_comes_too_late_leaves
         (1, 1)
     );
     guard.release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_what_is_held_is_finished_when_the_client_is_shut_down_meanwhile() {
+    let scene = scene();
+    let bent = Bent::new(scene.store.clone(), Bend::CommitsTakeTime);
+    let client = scene.client(bent.clone());
+    let held = client.lock("a").acquire().await.unwrap();
+    let counted = || bent.commits.each_ref().map(|it| it.load(Ordering::SeqCst));
+    let looks = async {
+        while counted() != [1, 0] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(TTL, looks).await.expect("a look");
+    let ended = client.shutdown(LONG).await;
+    assert_eq!((ended.left_to_ttl, ended.tasks_left), (0, 0));
+    assert_eq!(counted(), [1, 1], "begun and answered");
+    drop(held);
 }

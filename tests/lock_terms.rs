@@ -241,3 +241,18 @@ async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_non
     assert_eq!(held[128].lost().await, Loss::Deleted);
     assert!(held[..128].iter().all(|guard| guard.is_held()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn several_locks_whose_release_comes_after_their_term_were_lost_and_that_is_what_is_said() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    let guard = client.lock_all(["a", "b"]).acquire().await.unwrap();
+    link.set_odds(Call::Renew, refused());
+    scene.sleep(TTL - TTL / 10).await;
+    assert!(guard.is_held());
+    // The store has ended them by then, and somebody else may have held them.
+    link.next(Call::Commit, Fault::Delay(TTL));
+    let error = guard.release().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+}

@@ -48,6 +48,11 @@
 //!
 //! On etcd v2 each lock costs what it costs alone, one after the other. A lock in which this process
 //! itself stands is known not to be free: nothing is sent to find that out.
+//!
+//! In one step are taken only lines below which there is nothing else either: beside a lock whose name
+//! goes on from that of one of these (`a/b` and `a`), or a
+//! [request to give back](super::lock::Lock::request_release) of the last minutes, each may be taken by
+//! itself. So of two that try then perhaps none gets them.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -617,6 +617,38 @@ pub(crate) async fn who_tries_again_and_again_writes_nothing_meanwhile(world: Wo
     guard.release().await.unwrap();
 }
 
+pub(crate) async fn a_lock_whose_name_goes_on_from_that_of_another_keeps_nobody_from_that(
+    world: World,
+) {
+    let (a, b) = (world.client("a"), world.client("b"));
+    let deeper = b.lock("a/b").acquire().await.unwrap();
+    // Nor does what was asked of an earlier holder.
+    let held = b.lock("a").acquire().await.unwrap();
+    b.lock("a").request_release("please").await.unwrap();
+    held.release().await.unwrap();
+    let locks = a.lock_all(["a", "x"]);
+    let guard = soon("both", locks.acquire()).await.unwrap();
+    guard.release().await.unwrap();
+    let free = async {
+        loop {
+            // A local read may lag behind another client's write for a moment.
+            if let Some(guard) = locks.try_acquire().await.unwrap() {
+                break guard;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the free locks", free).await.release().await.unwrap();
+    let all = a.lock_all(["a", "a/b", "x"]);
+    assert!(all.try_acquire().await.unwrap().is_none());
+    nobody_stands_in(&b, &["a", "x"], "after a try").await;
+    deeper.release().await.unwrap();
+    let guard = soon("all", all.acquire()).await.unwrap();
+    assert_eq!(guard.tokens().len(), 3);
+    guard.release().await.unwrap();
+    nobody_stands_in(&b, &["a", "a/b", "x"], "afterwards").await;
+}
+
 pub(crate) async fn whatever_becomes_of_taking_several_they_are_held_and_nothing_else_is_left(
     world: World,
 ) {
@@ -741,6 +773,7 @@ macro_rules! lock_more_suite {
             who_waits_for_one_of_several_stands_in_no_line_behind_it,
             of_two_that_try_for_the_same_locks_one_gets_them,
             who_tries_again_and_again_writes_nothing_meanwhile,
+            a_lock_whose_name_goes_on_from_that_of_another_keeps_nobody_from_that,
             whatever_becomes_of_taking_several_they_are_held_and_nothing_else_is_left,
             several_locks_behind_another_dropped_at_any_poll_leave_nothing,
             whoever_takes_several_and_however_nobody_waits_for_ever,

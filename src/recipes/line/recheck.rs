@@ -41,6 +41,7 @@ pub(super) async fn look_at_all(lines: Arc<Lines>) {
         let some = lines.sentry.lock().after(last.as_ref(), at_once);
         let Some((key, _)) = some.last() else { return };
         match look_at(&lines, &some).await {
+            Look::Answered if lines.closed.is_cancelled() => return,
             Look::Answered => last = Some(key.clone()),
             Look::TooMany if at_once > 1 => at_once /= 2,
             Look::TooMany | Look::Unanswered => return,
@@ -49,7 +50,7 @@ pub(super) async fn look_at_all(lines: Arc<Lines>) {
 }
 
 async fn look_at(lines: &Lines, mut some: &[(Key, Index)]) -> Look {
-    while !some.is_empty() {
+    while !some.is_empty() && !lines.closed.is_cancelled() {
         let created = |(key, at): &(Key, Index)| (key.clone(), Condition::Created(*at));
         let checks = some.iter().map(created);
         let commit = checks.fold(Commit::new(), |it, (key, when)| it.check(key, when));

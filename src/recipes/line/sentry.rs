@@ -195,12 +195,17 @@ async fn attend(lines: Arc<Lines>) {
         };
         tokio::select! {
             biased;
-            () = lines.closed.cancelled() => return,
+            () = lines.closed.cancelled() => break,
             Some(()) = vigils.next() => {}
             () = under_way(&mut looking) => looking = None,
             () = lines.sentry.news.notified() => {}
             () = wake => {}
         }
+    }
+    drop(vigils);
+    if let Some(look) = looking {
+        // What is read of a server just now, now that what was held ends there, is not given up either.
+        look.await;
     }
 }
 

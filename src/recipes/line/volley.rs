@@ -120,9 +120,12 @@ impl Ticket {
                 outcomes.push(match (held, &together) {
                     (Err(lost), _) => Err(lost),
                     (Ok(()), _) if matches!(ticket.state, State::Disarmed) => Ok(()),
-                    // It was held when that was sent.
-                    (Ok(()), Err(error)) if ticket.check().is_err() => Err(error.clone()),
-                    (Ok(()), _) => ticket.release().await,
+                    (Ok(()), Err(error)) => match ticket.check() {
+                        // It was held when that was sent.
+                        Err(lost) => Err(why_not_given_up(error, lost)),
+                        Ok(()) => ticket.release().await,
+                    },
+                    (Ok(()), Ok(())) => ticket.release().await,
                 });
             }
         }
@@ -155,6 +158,15 @@ fn into_empty_lines(tickets: &[Ticket]) -> Commit {
 fn not_whole() -> Error {
     let text = "the answer to a commit has fewer nodes than were appended";
     Error::new(ErrorKind::Protocol, text).during("append")
+}
+
+/// The store's no to giving up what is over by now says that it, or one of those with it, had ended
+/// there: that is a loss, and the condition is nobody's business.
+fn why_not_given_up(error: &Error, lost: Error) -> Error {
+    match error.kind() {
+        ErrorKind::ConditionFailed | ErrorKind::NotFound => lost.caused_by(error.clone()),
+        _ => error.clone(),
+    }
 }
 
 /// Takes all of them back in one step, or none. Afterwards those are disarmed of which nothing is
