@@ -210,14 +210,20 @@ async fn a_member_that_is_cut_off_is_left_for_another() {
         let store = impatient(&urls).timeout(Duration::from_secs(3));
         let store = store.build().unwrap();
         let direct = Etcd3::new(members[third].url()).unwrap();
-        let mut updates = store.watch(Watch::tree(key("/w")));
-        opened(&mut updates).await;
-        // The watch of the round before takes a moment to be gone.
         let opening = clock.now();
-        while !(watches(cut) && !watches(next)) {
+        let mut updates = loop {
+            let mut updates = store.watch(Watch::tree(key("/w")));
+            opened(&mut updates).await;
+            if watches(cut) && !watches(next) {
+                break updates;
+            }
+            // Just healed, it may not know its leader yet, and then another is asked.
             assert!(clock.now().since(opening) < LONG, "it is watched elsewhere");
-            clock.sleep(Duration::from_millis(5)).await;
-        }
+            drop(updates);
+            while (0..3).any(watches) {
+                clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
         let (_, about) = members[cut].http("/v2/stats/self").unwrap();
         let id = about.split("\"id\":\"").nth(1).unwrap();
         let id = id.split('"').next().unwrap().to_owned();
@@ -235,10 +241,7 @@ async fn a_member_that_is_cut_off_is_left_for_another() {
         assert_eq!(told(&mut updates).await, "/w/k +more");
         println!("leader: {of_the_leader}: moved within {moved:?}");
         // A busy machine takes its time.
-        assert!(
-            moved < ELECTION * 5 + Duration::from_millis(700),
-            "{moved:?}"
-        );
+        assert!(moved < ELECTION * 5 + Duration::from_secs(2), "{moved:?}");
         peers.heal();
         drop(updates);
         while (0..3).any(watches) {
