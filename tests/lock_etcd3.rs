@@ -458,6 +458,19 @@ async fn lose_some_of(number: usize, args: Vec<String>) {
     // The followed one too, and what was opened has been looked at.
     clock.sleep(Duration::from_millis(500)).await;
     let gone = [0, 7, 127, 128, number - 1];
+    let took = lost_in_time(&direct, &held, gone).await;
+    println!("{} of {number} were lost within {took:?}", gone.len());
+    assert!(emptied.load(Ordering::SeqCst) > 0, "nobody was told of any");
+    let next = tokio::time::timeout(SHORT, waiter).await.expect("its turn");
+    assert!(next.unwrap().unwrap().token() > held[7].token());
+    for (n, guard) in held.iter().enumerate() {
+        assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");
+    }
+}
+
+/// Deletes these by force, and sees them lost within half a term; how long that took.
+async fn lost_in_time(direct: &Etcd3, held: &[LockGuard], gone: [usize; 5]) -> Duration {
+    let clock = Clock::boot();
     let since = clock.now();
     for n in gone {
         direct.remove(held[n].key()).await.unwrap();
@@ -467,14 +480,7 @@ async fn lose_some_of(number: usize, args: Vec<String>) {
         let lost = tokio::time::timeout(left, held[n].lost()).await;
         assert_eq!(lost.expect("a loss within half a term"), Loss::Deleted);
     }
-    let took = clock.now().since(since);
-    println!("{} of {number} were lost within {took:?}", gone.len());
-    assert!(emptied.load(Ordering::SeqCst) > 0, "nobody was told of any");
-    let next = tokio::time::timeout(SHORT, waiter).await.expect("its turn");
-    assert!(next.unwrap().unwrap().token() > held[7].token());
-    for (n, guard) in held.iter().enumerate() {
-        assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");
-    }
+    clock.now().since(since)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -490,15 +496,7 @@ async fn what_is_held_is_looked_at_too_on_a_server_that_takes_smaller_transactio
     until("their own keys are watched", watched).await;
     clock.sleep(Duration::from_millis(500)).await;
     let gone = [0, 15, 16, 17, HELD - 1];
-    let since = clock.now();
-    for n in gone {
-        direct.remove(held[n].key()).await.unwrap();
-    }
-    for n in gone {
-        let left = (since + SHORT / 2 + LEEWAY).since(clock.now());
-        let lost = tokio::time::timeout(left, held[n].lost()).await;
-        assert_eq!(lost.expect("a loss within half a term"), Loss::Deleted);
-    }
+    lost_in_time(&direct, &held, gone).await;
     assert!(emptied.load(Ordering::SeqCst) > 0, "nobody was told of any");
     for (n, guard) in held.iter().enumerate() {
         assert_eq!(guard.is_held(), !gone.contains(&n), "{n}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tenure::runtime::Runtime;
 use tenure::store::{Delete, Expiry, Get};
 use tenure::testkit::{Call, Fault, Faulty, cancel_after};
-use tenure::{Client, Contender, ErrorKind, Key, Loss, Store, StoreExt, Ttl};
+use tenure::{Client, Contender, ErrorKind, Key, Loss, MultiLock, Store, StoreExt, Ttl};
 
 pub(crate) use mixed::*;
 
@@ -595,16 +595,7 @@ pub(crate) async fn who_tries_again_and_again_writes_nothing_meanwhile(world: Wo
         assert_eq!(writes(&link), known);
     }
     taken.release().await.unwrap();
-    let free = async {
-        loop {
-            // A local read may lag behind another client's write for a moment.
-            if let Some(guard) = locks.try_acquire().await.unwrap() {
-                break guard;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("the free locks", free).await.release().await.unwrap();
+    take_when_free(&locks).await;
     // What is no ticket keeps nobody away.
     let stranger = Key::new("/_locks/m/!stranger").unwrap();
     b.store()
@@ -615,6 +606,20 @@ pub(crate) async fn who_tries_again_and_again_writes_nothing_meanwhile(world: Wo
     tried.expect("nobody is in line").release().await.unwrap();
     let guard = soon("all", locks.acquire()).await.unwrap();
     guard.release().await.unwrap();
+}
+
+/// Tries until it has them, and gives them back.
+async fn take_when_free(locks: &MultiLock) {
+    let free = async {
+        loop {
+            // A local read may lag behind another client's write for a moment.
+            if let Some(guard) = locks.try_acquire().await.unwrap() {
+                break guard;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the free locks", free).await.release().await.unwrap();
 }
 
 pub(crate) async fn a_lock_whose_name_goes_on_from_that_of_another_keeps_nobody_from_that(
@@ -629,16 +634,7 @@ pub(crate) async fn a_lock_whose_name_goes_on_from_that_of_another_keeps_nobody_
     let locks = a.lock_all(["a", "x"]);
     let guard = soon("both", locks.acquire()).await.unwrap();
     guard.release().await.unwrap();
-    let free = async {
-        loop {
-            // A local read may lag behind another client's write for a moment.
-            if let Some(guard) = locks.try_acquire().await.unwrap() {
-                break guard;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("the free locks", free).await.release().await.unwrap();
+    take_when_free(&locks).await;
     let all = a.lock_all(["a", "a/b", "x"]);
     assert!(all.try_acquire().await.unwrap().is_none());
     nobody_stands_in(&b, &["a", "x"], "after a try").await;
