@@ -10,8 +10,8 @@
 //!                                                         Lost
 //! ```
 //!
-//! The next renewal is due a third of a term after the last acknowledged one was sent; a failed
-//! one is tried again after a backoff, for as long as the term lasts.
+//! The next renewal is due when a third of the way from the send of the last acknowledged one to the
+//! deadline is over; a failed one is tried again after a backoff, for as long as the term lasts.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Term {
         Ok(Self {
             margin,
             since: sent,
-            due: sent + ttl / 3,
+            due: sent + third(granted.ttl, margin),
             suspect: None,
         })
     }
@@ -144,6 +144,7 @@ impl Machine {
         match &mut self.phase {
             Phase::Running(term) => {
                 let wider = term.margin.max(margin(self.ttl, skew));
+                term.due = term.due.min(term.since + third(self.ttl, wider));
                 wider - std::mem::replace(&mut term.margin, wider)
             }
             Phase::Starting { .. } | Phase::Over(_) => Duration::ZERO,
@@ -171,7 +172,7 @@ impl Machine {
             self.ttl = ttl;
             term.since = term.since.max(since);
             // An answer that counts from long ago must not make this a loop without a pause.
-            term.due = (term.since + ttl.get() / 3).max(now + BREATH);
+            term.due = (term.since + third(ttl, term.margin)).max(now + BREATH);
             term.suspect = None;
         }
     }
@@ -196,13 +197,12 @@ impl Machine {
         self.missed(now, entropy);
     }
 
-    /// A key's own deadline may be nearer than the session's: the next renewal must leave it a
-    /// third of a term, and a try after a failed one must not wait longer than it has.
+    /// A key's own deadline may be nearer than the session's: the next renewal must leave it two
+    /// thirds of its time, and a try after a failed one must not wait longer than it has.
     pub(super) fn mind(&mut self, deadline: Instant, now: Instant) {
-        let ttl = self.ttl.get();
         if let Phase::Running(term) = &mut self.phase {
             let due = match term.suspect {
-                None => deadline - ttl / 3,
+                None => deadline - third(self.ttl, term.margin) * 2,
                 Some(_) => now + deadline.since(now) / 3,
             };
             term.due = term.due.min(due.max(now + BREATH));
@@ -281,6 +281,12 @@ fn margin(ttl: Ttl, skew: Duration) -> Duration {
     ttl.get() / RATE_MARGIN + LATENCY_MARGIN + skew
 }
 
+/// When a renewal is due, counted from the send before it. Of what is left of the term after the
+/// margin, not of the whole: else a margin of half a term would leave no time for a second try.
+fn third(ttl: Ttl, margin: Duration) -> Duration {
+    ttl.get().saturating_sub(margin) / 3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +299,10 @@ mod tests {
 
     fn ttl() -> Ttl {
         Ttl::new(TTL).unwrap()
+    }
+
+    fn a_third(skew: Duration) -> Duration {
+        (TTL - TTL / RATE_MARGIN - LATENCY_MARGIN - skew) / 3
     }
 
     fn live() -> Machine {
@@ -309,7 +319,35 @@ mod tests {
             machine.deadline(),
             Some(at(9.0) - TTL / RATE_MARGIN - LATENCY_MARGIN)
         );
-        assert_eq!(machine.due(), Some(at(3.0)));
+        assert_eq!(machine.due(), Some(at(0.0) + a_third(Duration::ZERO)));
+    }
+
+    #[test]
+    fn a_renewal_leaves_two_thirds_of_a_term_however_wide_its_margin() {
+        let entropy = Entropy::seeded(1);
+        let ttl = Ttl::new(Duration::from_secs(1)).unwrap();
+        let skewed = Granted::new(ttl).with_skew(Duration::from_millis(498));
+        let mut machine = Machine::new(ttl);
+        let left = |machine: &Machine| machine.deadline().unwrap().since(machine.due().unwrap());
+        machine.granted(at(0.0), skewed).unwrap();
+        let first = left(&machine);
+        assert!(first > Duration::from_millis(310), "{first:?}");
+        machine.renewed(at(0.16), ttl, at(0.17));
+        assert_eq!(left(&machine), first);
+        machine.mind(at(0.6), at(0.17));
+        assert_eq!(
+            machine.due(),
+            Some(at(0.6) - first),
+            "a key that came before"
+        );
+        machine.missed(at(0.3), &entropy);
+        machine.moved(at(0.31), skewed, at(0.32));
+        assert_eq!(left(&machine), first);
+
+        let mut machine = live();
+        machine.widen(Duration::from_secs(4));
+        let due = at(0.0) + a_third(Duration::from_secs(4));
+        assert_eq!(machine.due(), Some(due), "sooner, as the deadline is");
     }
 
     #[test]
@@ -359,7 +397,7 @@ mod tests {
         assert!(due > at(3.5) && due <= at(3.525), "{due:?}");
         machine.renewed(at(3.51), ttl(), at(3.6));
         assert_eq!(machine.state(), SessionState::Live);
-        assert_eq!(machine.due(), Some(at(3.51) + TTL / 3));
+        assert_eq!(machine.due(), Some(at(3.51) + a_third(Duration::ZERO)));
     }
 
     #[test]
