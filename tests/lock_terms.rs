@@ -56,6 +56,36 @@ async fn a_ticket_that_came_during_a_late_renewal_is_renewed_before_its_own_dead
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ticket_that_came_during_a_renewal_is_held_for_as_long_as_what_was_renewed() {
+    // The first put says whose session it is.
+    for (renews, nth) in [(Call::Renew, 1), (Call::Put, 2)] {
+        let scene = scene();
+        let link = Faulty::new(scene.store.clone(), 1);
+        let client = match renews {
+            Call::Renew => scene.client(link.clone()),
+            _ => scene.client(V2Like::new(link.clone())),
+        };
+        let early = client.lock("a").acquire().await.unwrap();
+        link.nth(renews, nth, Fault::SlowReply(Duration::from_millis(100)));
+        let under_way = async {
+            while link.calls(renews) < nth {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let under_way = tokio::time::timeout(TTL, under_way).await;
+        under_way.expect("no renewal was sent in time");
+        let late = client.lock("b").acquire().await.unwrap();
+        let sent = scene.runtime.clock.now();
+        link.set_odds(renews, refused());
+        assert_eq!(late.lost().await, Loss::Expired);
+        let held = scene.runtime.clock.now().since(sent);
+        assert!(held < TTL, "{renews:?}: the server ended it first");
+        assert!(held > TTL - TTL / 20, "{renews:?}: {held:?} of its {TTL:?}");
+        assert!(!early.is_held());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_term_counts_from_the_send_of_the_grant_and_of_the_renewal_however_late_the_answers() {
     let late = Duration::from_millis(500);
     let refused = {

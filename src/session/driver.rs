@@ -192,7 +192,7 @@ pub(super) async fn renew(core: &Core, deadline: Instant) {
 }
 
 /// Carries an answer into the session's machine and into the term of each key that was `asked`
-/// for: one that was attached meanwhile counts from its own send until the next renewal.
+/// for: one that was attached meanwhile counts from its own send.
 fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewed>, now: Instant) {
     if !matches!(&answer, Ok(renewed) if renewed.keys.is_empty()) {
         // Without leases a renewal is a write, also one without an answer.
@@ -203,11 +203,9 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         Ok(renewed) if renewed.keys.is_empty() => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);
             let nearer = shared.machine.widen(renewed.skew);
-            shared.curtail_all_but(asked, nearer);
-            if let Some(deadline) = shared.machine.deadline() {
-                let asked = asked.iter().filter_map(|key| shared.terms.get(key));
-                asked.for_each(|term| term.extend(deadline, nearer));
-            }
+            let asked = asked.iter().filter_map(|key| shared.terms.get(key));
+            asked.for_each(|term| term.renewed(renewed.since));
+            shared.reckon_all(nearer);
             shared.mind_the_earliest(now);
         }
         Ok(renewed) => {
@@ -231,19 +229,12 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                 shared.machine.renewed(since, ttl, now);
             }
             let nearer = shared.machine.widen(skew);
-            let live = answers
-                .iter()
-                .filter(|(_, it)| matches!(it, KeyRenewal::Live { .. }));
-            let live: Vec<Key> = live.map(|(key, _)| (*key).clone()).collect();
-            shared.curtail_all_but(&live, nearer);
             for (key, answer) in answers {
                 let Some(term) = shared.terms.get(key) else {
                     continue;
                 };
                 match answer {
-                    KeyRenewal::Live { since } => {
-                        term.extend(shared.machine.deadline_of_key(since), nearer);
-                    }
+                    KeyRenewal::Live { since } => term.renewed(since),
                     KeyRenewal::Unknown => term.doubt(),
                     KeyRenewal::Gone => {
                         term.lose(Loss::Deleted);
@@ -251,6 +242,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                     }
                 }
             }
+            shared.reckon_all(nearer);
             shared.mind_the_earliest(now);
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {

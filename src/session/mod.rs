@@ -389,7 +389,7 @@ impl Core {
         let mut shared = self.lock();
         let deadline = shared.machine.deadline_of_key(sent);
         let clock = self.runtime.clock.clone();
-        let term = Arc::new(Term::new(key.clone(), content, clock, deadline));
+        let term = Arc::new(Term::new(key.clone(), content, clock, sent, deadline));
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {
@@ -442,16 +442,13 @@ impl Shared {
         }
     }
 
-    /// The margin has grown by `nearer`: so much sooner ends every term that was not extended.
-    fn curtail_all_but(&self, extended: &[Key], nearer: Duration) {
-        if nearer.is_zero() {
-            return;
-        }
-        for (key, term) in &self.terms {
-            if !extended.contains(key) {
-                term.curtail(nearer);
-            }
-        }
+    /// The session's term has changed, and the margin has grown by `nearer`. That counts for each
+    /// key, also for one that no answer told of: it may have waited for the session's only.
+    fn reckon_all(&self, nearer: Duration) {
+        let end = |since| self.machine.deadline_of_key(since);
+        self.terms
+            .values()
+            .for_each(|term| term.reckon(end, nearer));
     }
 
     /// Warns, once, when the store makes each key cost a write for each renewal.

@@ -87,6 +87,7 @@ async fn change(core: &Core, ttl: Ttl, deadline: Instant) -> Result<()> {
     let mut moving = Moving {
         core,
         lease,
+        sent,
         until,
         begun: false,
     };
@@ -170,6 +171,8 @@ pub(super) async fn bounded<T>(
 struct Moving<'a> {
     core: &'a Core,
     lease: LeaseId,
+    /// When it was asked for.
+    sent: Instant,
     /// When the first term of the lease ends.
     until: Instant,
     /// Whether something may hang on the lease by now.
@@ -191,7 +194,7 @@ impl Moving<'_> {
             };
             let error = match self.step(key, value, term, deadline).await {
                 Ok(()) => {
-                    term.replace(self.until);
+                    term.replace(self.sent, self.until);
                     return term.check();
                 }
                 Err(error) if error.kind() == ErrorKind::Lost => return Err(error),
