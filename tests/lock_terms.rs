@@ -205,6 +205,27 @@ async fn where_each_key_has_a_ttl_a_ticket_counts_from_its_own_send_whatever_was
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_key_whose_renewals_nobody_answers_costs_the_others_nothing() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(V2Like::new(link.clone()));
+    // Longer than any attempt has.
+    link.set_patience(TTL);
+    let lucky = client.lock("a").acquire().await.unwrap();
+    let unlucky = client.lock("b").acquire().await.unwrap();
+    // The first put says whose session it is. Then come three in each attempt: at first in the order
+    // of keys, and then what ends first comes first.
+    for nth in [3].into_iter().chain((5..300).step_by(3)) {
+        link.nth(Call::Put, nth, Fault::LostRequest);
+    }
+    let lost = tokio::time::timeout(TTL * 2, unlucky.lost()).await;
+    assert_eq!(lost, Ok(Loss::Expired));
+    assert!(lucky.is_held());
+    let left = lucky.deadline().unwrap().since(scene.runtime.clock.now());
+    assert!(left > TTL / 2, "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_that_finds_the_key_gone_is_a_loss_at_once() {
     let scene = scene();
     let link = Faulty::new(scene.store.clone(), 1);

@@ -147,7 +147,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
         }
         if core.runtime.clock.has_passed(due) {
-            renew(core, deadline).await;
+            renew(core).await;
             // Again, if it failed before or was deleted.
             announce(core).await;
         }
@@ -165,19 +165,23 @@ async fn due_rewrite(core: &Core, rewriting: &mut Option<Rewriting>) -> Rewritin
     }
 }
 
-/// One attempt to renew, with a share of what is left.
-pub(super) async fn renew(core: &Core, deadline: Instant) {
+/// One attempt to renew, with a share of what is left to what ends first.
+pub(super) async fn renew(core: &Core) {
     let sent = core.runtime.clock.now();
-    let (lease, asked) = {
+    let (lease, asked, end) = {
         let mut shared = core.lock();
-        (shared.lease, shared.attached())
+        let ends = [shared.earliest(), shared.machine.deadline()];
+        let end = ends.into_iter().flatten().min();
+        (shared.lease, shared.attached(), end.unwrap_or(sent))
     };
     let keys: Vec<Key> = asked.iter().map(|attached| attached.key.clone()).collect();
-    let patience = (deadline.since(sent) / 3).max(Duration::from_millis(50));
+    let patience = (end.since(sent) / 3).max(Duration::from_millis(50));
+    // What the store knows by then is to be heard too.
+    let request = Renew::new(lease, sent, asked).within(patience - patience / 8);
     let answer = tokio::select! {
         biased;
         () = core.closing.cancelled() => return,
-        answer = core.store.renew(Renew::new(lease, sent, asked)) => answer,
+        answer = core.store.renew(request) => answer,
         () = core.runtime.clock.sleep(patience) => {
             Err(Error::new(ErrorKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
         }
@@ -252,6 +256,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         Err(error) => {
             tracing::debug!(target: "tenure::session", lease = %core.id, %error, "renewal failed");
             shared.machine.missed(now, &core.runtime.entropy);
+            shared.mind_the_earliest(now);
             shared.terms.values().for_each(|term| term.doubt());
         }
     }

@@ -39,7 +39,7 @@ pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
         return Err(Loss::Expired.into_error());
     };
     let outcome = if core.lock().asked == ttl {
-        again(core, deadline).await
+        again(core).await
     } else {
         change(core, ttl, deadline).await
     };
@@ -50,8 +50,8 @@ pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
 }
 
 /// Another term of the same length.
-async fn again(core: &Core, deadline: Instant) -> Result<()> {
-    renew(core, deadline).await;
+async fn again(core: &Core) -> Result<()> {
+    renew(core).await;
     let terms: Vec<_> = {
         let shared = core.lock();
         let terms = shared.terms.iter();

@@ -206,7 +206,10 @@ impl Rewriting {
             // It has given the key a whole term, as a renewal would have.
             term.renewed(sent);
             let shared = core.lock();
-            term.reckon(|since| shared.machine.deadline_of_key(since), Duration::ZERO);
+            term.reckon(
+                |since| shared.machine.deadline_of_key(since),
+                Duration::ZERO,
+            );
         }
         Outcome::Settled(term.check())
     }
