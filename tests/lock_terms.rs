@@ -8,7 +8,7 @@ use std::time::Duration;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime, TimeSource};
 use tenure::store::Delete;
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, ErrorKind, Loss, Store};
+use tenure::{Client, ErrorKind, Loss, Store, Ttl};
 
 #[allow(dead_code)] // each test crate uses a part
 #[path = "common/scene.rs"]
@@ -291,6 +291,35 @@ async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_non
     index.await.unwrap();
     assert_eq!(held[128].lost().await, Loss::Deleted);
     assert!(held[..128].iter().all(|guard| guard.is_held()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_failed_often_long_ago_is_opened_again_at_once_and_one_that_fails_is_not() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    // Nothing else looks in between.
+    let long = Ttl::new(Duration::from_secs(3_600)).unwrap();
+    let client = Client::builder(link.clone()).runtime(scene.runtime.clone());
+    let client = client.ttl(long).build();
+    let guard = client.lock("a").acquire().await.unwrap();
+    for _ in 0..12 {
+        scene.sleep(Duration::from_secs(10)).await;
+        link.break_watches();
+    }
+    let gone = Delete::new(guard.key().clone());
+    scene.store.delete(gone).await.unwrap();
+    let loss = tokio::time::timeout(Duration::from_millis(100), guard.lost()).await;
+    assert_eq!(loss, Ok(Loss::Deleted));
+
+    let guard = client.lock("b").acquire().await.unwrap();
+    scene.sleep(Duration::from_secs(1)).await;
+    let watches = link.calls(Call::Watch);
+    link.set_odds(Call::Watch, refused());
+    link.break_watches();
+    scene.sleep(Duration::from_secs(120)).await;
+    let opened = link.calls(Call::Watch) - watches;
+    assert!((20..=60).contains(&opened), "{opened} in 120 s");
+    assert!(guard.is_held());
 }
 
 #[tokio::test(start_paused = true)]
