@@ -1,6 +1,7 @@
 //! From when a term counts, and that nothing is done after its end.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -291,6 +292,48 @@ async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_non
     index.await.unwrap();
     assert_eq!(held[128].lost().await, Loss::Deleted);
     assert!(held[..128].iter().all(|guard| guard.is_held()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_for_another_time_by_now_is_looked_at_each_half_of_that() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(link.clone());
+    let (long, short) = (Duration::from_secs(600), Duration::from_secs(4));
+    let mut lock = client.get_lock("/a", long);
+    lock.acquire().await.unwrap();
+    let looks = async |call, length| {
+        let before = link.calls(call);
+        scene.sleep(length).await;
+        link.calls(call) - before
+    };
+    let minute = Duration::from_secs(60);
+    assert_eq!(looks(Call::Commit, minute).await, 0);
+    for _ in 0..2 {
+        lock.renew(short).await.unwrap();
+        let number = looks(Call::Commit, minute).await;
+        assert!((29..=31).contains(&number), "{number} in a minute");
+        lock.renew(long).await.unwrap();
+        let number = looks(Call::Commit, minute * 2).await;
+        assert!(number <= 1, "{number} in two minutes");
+    }
+    // Nobody waits until it is done: what may be in force counts.
+    let renewed = tokio::time::timeout(Duration::ZERO, lock.renew(short)).await;
+    assert!(renewed.is_err());
+    assert!(looks(Call::Commit, minute).await >= 29);
+    lock.release().await.unwrap();
+
+    // While somebody of the same client waits the line's task looks.
+    lock.acquire().await.unwrap();
+    lock.renew(long).await.unwrap();
+    let other = client.lock("a").ttl(long);
+    let waiting = tokio::spawn(other.acquire().into_future());
+    scene.line_has("a", 2).await;
+    scene.sleep(minute).await;
+    assert_eq!(looks(Call::Get, minute).await, 0);
+    lock.renew(short).await.unwrap();
+    assert!(looks(Call::Get, minute).await >= 29);
+    waiting.abort();
 }
 
 #[tokio::test(start_paused = true)]

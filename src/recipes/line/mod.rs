@@ -149,9 +149,14 @@ enum Inbox {
 
 /// What the line's task is told.
 enum Input {
-    Join { ticket: Joining, role: Role },
+    Join {
+        ticket: Joining,
+        role: Role,
+    },
     Leaving(Position),
     Left(Position, Withdrawn),
+    /// A ticket that joined is held for so long at a time from now on.
+    Pace(Ttl),
 }
 
 /// A ticket of this process that joins the view.
@@ -224,6 +229,22 @@ impl Line {
         self.tell(Input::Left(position, withdrawn));
     }
 
+    /// A ticket that joined is held for so long at a time from now on: that bounds how long its loss
+    /// can go unnoticed.
+    fn pace(&self, position: &Position, ttl: Ttl) {
+        match &*self.lock() {
+            Inbox::Running(task) => {
+                // Only a client that was shut down has stopped listening.
+                let _ = task.send(Input::Pace(ttl));
+            }
+            Inbox::Resting(_) => {
+                if let Some(lines) = self.lines.upgrade() {
+                    lines.sentry.pace(&position.key, ttl);
+                }
+            }
+        }
+    }
+
     fn tell(self: &Arc<Self>, input: Input) {
         let mut inbox = self.lock();
         let input = match &mut *inbox {
@@ -263,7 +284,7 @@ impl Line {
                 None
             }
             // One more: the task can tell them apart.
-            Input::Join { .. } => Some(input),
+            Input::Join { .. } | Input::Pace(_) => Some(input),
         }
     }
 

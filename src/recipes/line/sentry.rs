@@ -98,6 +98,13 @@ impl Sentry {
         Some(charge)
     }
 
+    /// A key is held for so long at a time from now on.
+    pub(super) fn pace(&self, key: &Key, ttl: Ttl) {
+        if self.lock().pace(key, ttl) {
+            self.news.notify_one();
+        }
+    }
+
     /// Whether this key is still to be watched over; the waker is woken once it is not.
     pub(super) fn guards(&self, key: &Key, at: Index, vigil: &Waker) -> bool {
         let mut roster = self.lock();
@@ -122,6 +129,20 @@ impl Roster {
         self.shortest = Some(self.shortest.map_or(ttl, |it| it.min(ttl)));
         self.newcomers.push_back((due, key.clone(), charge.at));
         self.charges.insert(key, charge);
+    }
+
+    /// A key is held for so long at a time from now on; whether a look is due sooner. If it is due
+    /// later, the next look finds that out.
+    fn pace(&mut self, key: &Key, ttl: Ttl) -> bool {
+        let Some(charge) = self.charges.get_mut(key) else {
+            return false;
+        };
+        charge.ttl = ttl;
+        let sooner = self.shortest.is_none_or(|shortest| ttl < shortest);
+        if sooner {
+            self.shortest = Some(ttl);
+        }
+        sooner
     }
 
     /// A look begins: what has been given up counts no more.

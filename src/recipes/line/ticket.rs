@@ -242,9 +242,18 @@ impl Ticket {
     /// # Cancel safety
     /// Dropping the future changes nothing: what was begun goes on.
     pub(crate) async fn renew(&self, ttl: Ttl) -> Result<()> {
-        let term = self.term()?;
+        let seat = self.seat()?;
+        let term = &seat.term;
         term.check()?;
+        let pace = |ttl| {
+            if seat.joined {
+                self.line.pace(&seat.position, ttl);
+            }
+        };
+        // First: when nobody waits for it any more it goes on.
+        pace(ttl.min(self.session.ttl()));
         let outcome = self.session.renew(ttl).await;
+        pace(self.session.ttl());
         // Of what the session says and what this key's own term says, a loss counts.
         term.check().and(outcome)
     }

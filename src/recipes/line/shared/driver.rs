@@ -133,9 +133,7 @@ impl Driver {
                     announcer,
                 } = ticket;
                 self.newcomers.joined(now, position.clone(), announcer);
-                // Of tickets with several TTLs the shortest counts.
-                self.recheck_every = self.recheck_every.min(ttl.get() / 2);
-                self.recheck = self.recheck.min(now + self.recheck_every);
+                self.pace(ttl, now);
                 let (admitted, holding) = match role {
                     Role::Waiting(admitted) => (Some(admitted), false),
                     Role::Holding => (None, true),
@@ -160,7 +158,14 @@ impl Driver {
                 self.machine
                     .left(&position, withdrawn.index, withdrawn.removed);
             }
+            Input::Pace(ttl) => self.pace(ttl, now),
         }
+    }
+
+    /// Of tickets with several TTLs the shortest counts.
+    fn pace(&mut self, ttl: Ttl, now: Instant) {
+        self.recheck_every = self.recheck_every.min(ttl.get() / 2);
+        self.recheck = self.recheck.min(now + self.recheck_every);
     }
 
     /// Tells the tickets what the machine found out.
