@@ -15,7 +15,7 @@ use tenure::store::{
     Renew, Renewed, Select, Update, Updates, View, Watch, Withdraw, Withdrawn, Written,
 };
 use tenure::testkit::{Call, Fault, Faulty, Outage};
-use tenure::{Error, ErrorKind, Index, Key, LeaseId, Loss, Result, Store};
+use tenure::{Error, ErrorKind, Index, Key, LeaseId, LockGuard, Loss, Result, Store};
 
 #[allow(dead_code)] // each test crate uses a part
 #[path = "common/scene.rs"]
@@ -23,7 +23,7 @@ mod scene;
 #[path = "common/v2like.rs"]
 mod v2like;
 
-use scene::{LONG, TTL, scene};
+use scene::{LONG, Scene, TTL, scene};
 
 /// More calls than that are a loop without a pause; the store then falls silent, so that the
 /// test can go on and say so.
@@ -43,6 +43,8 @@ enum Bend {
     SaysNothingAbout(&'static str),
     /// A commit takes its time.
     CommitsTakeTime,
+    /// Commits about keys that contain this fail like that, and watches do not tell of deletions.
+    LooksFail(ErrorKind, &'static str),
 }
 
 #[derive(Clone, Debug)]
@@ -136,6 +138,9 @@ impl Store for Bent {
             let lost = Error::new(ErrorKind::HistoryLost, "the history is cleared");
             return stream::iter([Err(lost)]).boxed();
         }
+        if matches!(self.bend, Bend::LooksFail(..)) {
+            return stream::iter([open]).chain(stream::pending()).boxed();
+        }
         self.inner.watch(watch)
     }
 
@@ -144,6 +149,12 @@ impl Store for Bent {
         begun.fetch_add(1, Ordering::SeqCst);
         if self.is(Bend::CommitsTakeTime) {
             tokio::time::sleep(TTL / 3).await;
+        }
+        if let Bend::LooksFail(kind, part) = self.bend
+            && self.is(self.bend)
+            && { commit.checks.iter() }.any(|check| check.key.as_str().contains(part))
+        {
+            return Err(Error::new(kind, "on purpose"));
         }
         let outcome = self.inner.commit(commit).await;
         answered.fetch_add(1, Ordering::SeqCst);
@@ -410,4 +421,68 @@ async fn a_look_at_what_is_held_is_finished_when_the_client_is_shut_down_meanwhi
     assert_eq!((ended.left_to_ttl, ended.tasks_left), (0, 0));
     assert_eq!(counted(), [1, 1], "begun and answered");
     drop(held);
+}
+
+/// Locks of these names are held, over a store whose looks at some of them fail; and how many looks
+/// there have been.
+async fn looked_at(bend: Bend, names: &[String]) -> (Scene, Bent, Vec<LockGuard>) {
+    let scene = scene();
+    let bent = Bent::new(scene.store.clone(), bend);
+    let client = scene.client(bent.clone());
+    let mut held = Vec::new();
+    for name in names {
+        held.push(client.lock(name).acquire().await.unwrap());
+    }
+    // The first look is over.
+    scene.sleep(TTL * 3 / 4).await;
+    (scene, bent, held)
+}
+
+async fn is_found_gone(scene: &Scene, guard: &LockGuard) {
+    let gone = Delete::new(guard.key().clone());
+    scene.store.delete(gone).await.unwrap();
+    let loss = tokio::time::timeout(TTL * 2 / 3, guard.lost()).await;
+    assert_eq!(loss, Ok(Loss::Deleted), "{}", guard.key());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_looked_at_hides_nothing_else_and_is_seen_again_with_the_rights() {
+    let names = ["a", "b", "secret", "secret2", "t", "u"];
+    let names: Vec<_> = names.map(String::from).into();
+    let bend = Bend::LooksFail(ErrorKind::Forbidden, "secret");
+    let (scene, bent, held) = looked_at(bend, &names).await;
+    let begun = || bent.commits[0].load(Ordering::SeqCst);
+    let before = begun();
+    scene.sleep(TTL * 10).await;
+    let looks = begun() - before;
+    assert!(
+        (39..=41).contains(&looks),
+        "{looks}: one at each, one at a secret one"
+    );
+    for place in [0, 4, 5] {
+        is_found_gone(&scene, &held[place]).await;
+    }
+    assert!([1, 2, 3].iter().all(|it| held[*it].is_held()));
+    bent.straighten();
+    for place in [3, 2] {
+        is_found_gone(&scene, &held[place]).await;
+    }
+    assert!(held[1].is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_look_that_is_not_answered_hides_nothing_behind_it_and_two_in_a_row_are_enough() {
+    let kinds = [
+        ErrorKind::Timeout,
+        ErrorKind::Ambiguous,
+        ErrorKind::Unavailable,
+    ];
+    for kind in kinds {
+        let names: Vec<_> = (0..300).map(|it| format!("{it:03}")).collect();
+        let (scene, _, held) = looked_at(Bend::LooksFail(kind, "/000/"), &names).await;
+        is_found_gone(&scene, &held[200]).await;
+        let (_, bent, held) = looked_at(Bend::LooksFail(kind, "/"), &names).await;
+        assert_eq!(bent.commits[0].load(Ordering::SeqCst), 2);
+        assert!(held.iter().all(|guard| guard.is_held()), "{kind:?}");
+    }
 }

@@ -286,7 +286,7 @@ async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_non
     // Who is not answered has lost nothing, and asks again.
     link.set_odds(Call::Commit, refused());
     scene.sleep(TTL).await;
-    assert_eq!(link.calls(Call::Commit), 10);
+    assert_eq!(link.calls(Call::Commit), 12);
     link.set_odds(Call::Commit, Odds::none());
     let index = scene.store.delete(Delete::new(held[128].key().clone()));
     index.await.unwrap();

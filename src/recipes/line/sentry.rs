@@ -42,6 +42,8 @@ pub(super) struct Roster {
     newcomers: VecDeque<(Instant, Key, Index)>,
     /// The shortest time-to-live of what was held since the last look.
     shortest: Option<Ttl>,
+    /// The last that was looked at although it had been forbidden.
+    pub(super) tried: Option<Key>,
     /// Whether the task runs.
     attended: bool,
 }
@@ -54,6 +56,8 @@ pub(super) struct Charge {
     pub(super) announcer: Announcer,
     /// For how long it is held at a time.
     pub(super) ttl: Ttl,
+    /// Whether a look at it was refused for want of rights.
+    pub(super) forbidden: bool,
     /// Wakes its [`Vigil`], once that has begun.
     vigil: Option<Waker>,
 }
@@ -65,6 +69,7 @@ impl Charge {
             term,
             announcer,
             ttl,
+            forbidden: false,
             vigil: None,
         }
     }
