@@ -170,15 +170,21 @@ impl Driver {
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
         let ttl = self.leases.ttl(renew.lease)?;
         self.adopt(renew);
-        let deadline = self.deadline();
-        let renewals = renew.keys.iter();
-        let renewals = renewals.map(|it| self.renew_key(renew, ttl, it, deadline));
+        let deadline = self.deadline_within(renew.patience);
+        let renewals = renew.keys.iter().enumerate();
+        let renewals = renewals.map(|(place, it)| async move {
+            let outcome = self.renew_key(renew, ttl, it, deadline).await;
+            (place, &it.key, outcome)
+        });
         // Collected first: the futures do nothing until they are polled.
         let renewals: Vec<_> = renewals.collect();
-        let outcomes: Vec<_> = stream::iter(renewals).buffered(AT_ONCE).collect().await;
+        // In whichever order they are answered: one that hangs keeps no other from being sent.
+        let outcomes = stream::iter(renewals).buffer_unordered(AT_ONCE);
+        let mut outcomes: Vec<_> = outcomes.collect().await;
+        outcomes.sort_by_key(|(place, ..)| *place);
         let mut keys = Vec::with_capacity(outcomes.len());
         let mut first_error = None;
-        for (Attached { key, .. }, outcome) in renew.keys.iter().zip(outcomes) {
+        for (_, key, outcome) in outcomes {
             let renewal = outcome.unwrap_or_else(|error| {
                 first_error.get_or_insert(error);
                 KeyRenewal::Unknown
@@ -222,6 +228,10 @@ impl Driver {
     ) -> Result<KeyRenewal> {
         let Attached { key, value } = attached;
         let own = text(value)?;
+        if self.runtime.clock.has_passed(deadline) {
+            let text = "those before it took all the time that there was";
+            return Err(Error::new(ErrorKind::Timeout, text));
+        }
         let known = self
             .leases
             .lock()

@@ -389,7 +389,7 @@ impl Core {
         let mut shared = self.lock();
         let deadline = shared.machine.deadline_of_key(sent);
         let clock = self.runtime.clock.clone();
-        let term = Arc::new(Term::new(key.clone(), content, clock, deadline));
+        let term = Arc::new(Term::new(key.clone(), content, clock, sent, deadline));
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {
@@ -420,10 +420,11 @@ impl Shared {
     /// one, and call the key lost.
     fn attached(&mut self) -> Vec<Attached> {
         self.terms.retain(|_, term| term.check().is_ok());
-        let certain = self.certain();
-        certain
-            .map(|(key, term)| Attached::new(key.clone(), term.value()))
-            .collect()
+        let mut certain: Vec<_> = self.certain().collect();
+        // A store that cannot do all of them in time has done those that would end first.
+        certain.sort_by_key(|(_, term)| term.deadline());
+        let attached = |(key, term): (&Key, &Arc<Term>)| Attached::new(key.clone(), term.value());
+        certain.into_iter().map(attached).collect()
     }
 
     fn certain(&self) -> impl Iterator<Item = (&Key, &Arc<Term>)> {
@@ -436,22 +437,23 @@ impl Shared {
     /// A key that came during a renewal, or whose own counts from earlier than the session's,
     /// must not end before the next one.
     fn mind_the_earliest(&mut self, now: Instant) {
-        let deadlines = self.certain().filter_map(|(_, term)| term.deadline());
-        if let Some(earliest) = deadlines.min() {
+        if let Some(earliest) = self.earliest() {
             self.machine.mind(earliest, now);
         }
     }
 
-    /// The margin has grown by `nearer`: so much sooner ends every term that was not extended.
-    fn curtail_all_but(&self, extended: &[Key], nearer: Duration) {
-        if nearer.is_zero() {
-            return;
-        }
-        for (key, term) in &self.terms {
-            if !extended.contains(key) {
-                term.curtail(nearer);
-            }
-        }
+    /// When the first ends of what is to be renewed.
+    fn earliest(&self) -> Option<Instant> {
+        self.certain().filter_map(|(_, term)| term.deadline()).min()
+    }
+
+    /// The session's term has changed, and the margin has grown by `nearer`. That counts for each
+    /// key, also for one that no answer told of: it may have waited for the session's only.
+    fn reckon_all(&self, nearer: Duration) {
+        let end = |since| self.machine.deadline_of_key(since);
+        self.terms
+            .values()
+            .for_each(|term| term.reckon(end, nearer));
     }
 
     /// Warns, once, when the store makes each key cost a write for each renewal.
