@@ -116,6 +116,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
             // Before any order: a row of those that fail must not use up the term.
             () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
+            () = core.sooner.notified() => continue,
             rewrite = due_rewrite(core, &mut rewriting) => {
                 tokio::select! {
                     biased;

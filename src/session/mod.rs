@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use janitor::{Chore, Janitor};
@@ -101,6 +101,8 @@ struct Core {
     card: who::Card,
     shared: Mutex<Shared>,
     state: watch::Sender<SessionState>,
+    /// Told when the next renewal is due sooner.
+    sooner: Notify,
     /// Cancelled when the session is to be revoked.
     closing: CancellationToken,
     /// Set when it has been.
@@ -186,6 +188,7 @@ impl Session {
                 spares: Spares::default(),
             }),
             state: watch::Sender::new(SessionState::Starting),
+            sooner: Notify::new(),
             closing: CancellationToken::new(),
             revoked: AtomicBool::new(false),
             runtime,
@@ -397,6 +400,10 @@ impl Core {
             // the same names again: who had it is there no more.
             if let Some(before) = shared.terms.insert(key, term.clone()) {
                 before.lose(Loss::Deleted);
+            }
+            // Its request may have taken so long that it ends before the next renewal is due.
+            if shared.machine.mind(deadline, self.runtime.clock.now()) {
+                self.sooner.notify_one();
             }
         }
         term
