@@ -171,8 +171,17 @@ impl Driver {
         let ttl = self.leases.ttl(renew.lease)?;
         self.adopt(renew);
         let deadline = self.deadline();
-        let renewals = renew.keys.iter();
-        let renewals = renewals.map(|it| self.renew_key(renew, ttl, it, deadline));
+        let deadline = renew.by.map_or(deadline, |by| by.min(deadline));
+        let renewals = renew.keys.iter().enumerate();
+        let renewals = renewals.map(|(place, it)| async move {
+            // One that is given up on its way is three requests the next time. The first ones are
+            // sent whatever it takes.
+            let takes = self.transport.usual();
+            if place >= AT_ONCE && self.runtime.clock.now() + takes > deadline {
+                return Ok(KeyRenewal::Untried);
+            }
+            self.renew_key(renew, ttl, it, deadline).await
+        });
         // Collected first: the futures do nothing until they are polled.
         let renewals: Vec<_> = renewals.collect();
         let outcomes: Vec<_> = stream::iter(renewals).buffered(AT_ONCE).collect().await;
@@ -185,7 +194,8 @@ impl Driver {
             });
             keys.push((key.clone(), renewal));
         }
-        let all_unknown = keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown);
+        let untold = [KeyRenewal::Unknown, KeyRenewal::Untried];
+        let all_unknown = keys.iter().all(|(_, it)| untold.contains(it));
         match first_error {
             Some(error) if all_unknown => Err(no_answer(error)),
             _ => Ok(Renewed::new(ttl, renew.at)

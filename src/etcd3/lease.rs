@@ -35,6 +35,7 @@ impl Driver {
 
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
         let (deadline, lease) = (self.deadline(), renew.lease);
+        let deadline = renew.by.map_or(deadline, |by| by.min(deadline));
         let ttl = self.keeper.keep_alive(&self.wire, lease, deadline).await?;
         Ok(Renewed::new(ttl, renew.at))
     }

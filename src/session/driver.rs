@@ -166,6 +166,9 @@ async fn due_rewrite(core: &Core, rewriting: &mut Option<Rewriting>) -> Rewritin
     }
 }
 
+/// How much longer than until then a store that knows when an answer is needed is waited for.
+const GRACE: Duration = Duration::from_millis(25);
+
 /// One attempt to renew, with a share of what is left.
 pub(super) async fn renew(core: &Core, deadline: Instant) {
     let sent = core.runtime.clock.now();
@@ -178,8 +181,8 @@ pub(super) async fn renew(core: &Core, deadline: Instant) {
     let answer = tokio::select! {
         biased;
         () = core.closing.cancelled() => return,
-        answer = core.store.renew(Renew::new(lease, sent, asked)) => answer,
-        () = core.runtime.clock.sleep(patience) => {
+        answer = core.store.renew(Renew::new(lease, sent, asked).by(sent + patience)) => answer,
+        () = core.runtime.clock.sleep(patience + GRACE) => {
             Err(Error::new(ErrorKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
         }
     };
@@ -246,6 +249,8 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                         term.extend(shared.machine.deadline_of_key(since), nearer);
                     }
                     KeyRenewal::Unknown => term.doubt(),
+                    // The next renewal begins with it, in its time.
+                    KeyRenewal::Untried => {}
                     KeyRenewal::Gone => {
                         term.lose(Loss::Deleted);
                         shared.terms.remove(key);

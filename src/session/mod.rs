@@ -424,13 +424,13 @@ impl Core {
 impl Shared {
     /// What is to be renewed. Not what is lost: to keep that alive would keep the next waiting.
     /// And not what is in doubt: a renewal that compares with a value of before would find another
-    /// one, and call the key lost.
+    /// one, and call the key lost. What ends first comes first: there may not be time for all.
     fn attached(&mut self) -> Vec<Attached> {
         self.terms.retain(|_, term| term.check().is_ok());
-        let certain = self.certain();
-        certain
-            .map(|(key, term)| Attached::new(key.clone(), term.value()))
-            .collect()
+        let mut certain: Vec<_> = self.certain().collect();
+        certain.sort_by_cached_key(|(_, term)| term.deadline());
+        let attached = |(key, term): (&Key, &Arc<Term>)| Attached::new(key.clone(), term.value());
+        certain.into_iter().map(attached).collect()
     }
 
     fn certain(&self) -> impl Iterator<Item = (&Key, &Arc<Term>)> {

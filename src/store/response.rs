@@ -335,6 +335,9 @@ pub enum KeyRenewal {
     Gone,
     /// No answer: it may or may not have been renewed.
     Unknown,
+    /// There was no time left for it [when the answer was needed](super::Renew::by): nothing was
+    /// sent.
+    Untried,
 }
 
 /// The answer to a renewal.

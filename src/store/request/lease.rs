@@ -49,12 +49,30 @@ pub struct Renew {
     /// which an acknowledged term counts, this one or that of an earlier, unanswered attempt.
     pub at: Instant,
     /// The keys that still matter. A key that is not among them is renewed no more.
+    /// Where they are renewed one by one: in this order.
     pub keys: Vec<Attached>,
+    /// When the caller needs an answer, if that is sooner than the store's own timeout: what is
+    /// known by then counts, and what is not told of is asked for again. Without one of its own, a
+    /// server that hangs would be asked for the whole of a short term, and one that is in order and
+    /// has many keys to renew would never be heard.
+    pub by: Option<Instant>,
 }
 
 impl Renew {
     /// Another term for `lease` and `keys`, counted from `at`.
     pub fn new(lease: LeaseId, at: Instant, keys: Vec<Attached>) -> Self {
-        Self { lease, at, keys }
+        Self {
+            lease,
+            at,
+            keys,
+            by: None,
+        }
+    }
+
+    /// An answer is needed by then.
+    #[must_use]
+    pub fn by(mut self, by: Instant) -> Self {
+        self.by = Some(by);
+        self
     }
 }
