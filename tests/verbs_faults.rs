@@ -358,3 +358,30 @@ async fn a_write_that_names_no_index_is_sent_once_and_says_what_may_still_come()
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_write_without_an_answer_comes_no_more_once_the_lock_is_given_back() {
+    for kind in [Kind::Embedded, Kind::V3Like] {
+        for fault in FAULTS {
+            let scene = scene(kind).await;
+            let runtime = Runtime::on_tokio_time(2);
+            let ttl = Duration::from_secs(60);
+            let (client, link) = kind.client(&scene.store, &runtime, 2, ttl);
+            let guard = client.lock("l").acquire().await.unwrap();
+            link.next(Call::Commit, fault);
+            let error = guard.put(&scene.key, "6", Expiry::Never).await.unwrap_err();
+            assert!(error.is_ambiguous(), "{kind:?}, {fault:?}: {error}");
+            assert!(
+                error.to_string().contains("for as long as this is held"),
+                "{error}"
+            );
+            guard.release().await.unwrap();
+            let left = scene.store.node(&scene.key).await.unwrap().unwrap();
+            link.quiesce().await;
+            let node = scene.store.node(&scene.key).await.unwrap().unwrap();
+            assert_eq!(node, left, "{kind:?}, {fault:?}: it came late");
+            let done = fault == Fault::LostReply;
+            assert_eq!(node.text(), Some(if done { "6" } else { "5" }), "{fault:?}");
+        }
+    }
+}
