@@ -74,8 +74,8 @@ pub use recipes::lock::{Acquire, Lock};
 pub use recipes::multi_lock::{AcquireAll, MultiGuard, MultiLock};
 pub use recipes::observe::Leaders;
 pub use recipes::queue::{
-    Batch, Claimant, Consumer, Delivery, Job, JobId, JobInfo, JobState, Priority, Push, Pushed,
-    Queue, Stats, Worker,
+    Batch, Claimant, Consumer, Delivery, Job, JobId, JobInfo, JobState, Mend, MendAll, Priority,
+    Push, Pushed, Queue, Stats, Worker,
 };
 pub use recipes::revocation::Revocation;
 pub use recipes::semaphore::{AcquirePermit, Permit, Semaphore};

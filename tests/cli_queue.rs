@@ -211,6 +211,14 @@ fn what_fails_is_tried_again_and_given_up_and_can_be_requeued_or_purged(api: Api
     assert_eq!(code(&run(&etcd, &["purge", "q", "id.bad"])), 0);
     assert_eq!(stats(&etcd), counts(0, 0, 0, 0));
     assert_eq!(code(&run(&etcd, &["purge", "q"])), 64, "which?");
+    for verb in ["requeue", "purge"] {
+        for which in ["--all", "id.good"] {
+            let late = run(&etcd, &[verb, "q", which, "--timeout", "0s"]);
+            assert_eq!(code(&late), 69, "{late:?}");
+            let said = String::from_utf8_lossy(&late.stderr).into_owned();
+            assert!(said.contains("within 0ns; nothing was changed"), "{said}");
+        }
+    }
 }
 
 fn an_interrupt_waits_for_what_runs_and_a_second_one_kills_it(api: Api) {

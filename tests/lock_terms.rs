@@ -379,3 +379,29 @@ async fn several_locks_whose_release_comes_after_their_term_were_lost_and_that_i
     let error = guard.release().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_whose_append_took_most_of_a_term_is_renewed_before_its_own_deadline() {
+    for leases in [true, false] {
+        let scene = scene();
+        let link = Faulty::new(scene.store.clone(), 1);
+        let client = if leases {
+            scene.client(link.clone())
+        } else {
+            scene.client(V2Like::new(link.clone()))
+        };
+        // Keeps the session, and is renewed while the append is under way.
+        let first = client.lock("a").acquire().await.unwrap();
+        scene.sleep(TTL / 12).await;
+        link.next(Call::Append, Fault::SlowReply(TTL - TTL / 12));
+        let late = client.lock("b").acquire().await.unwrap();
+        let nearest = late.deadline().unwrap();
+        assert!(
+            nearest < first.deadline().unwrap(),
+            "it counts from its own send"
+        );
+        scene.sleep(TTL * 3).await;
+        assert!(first.is_held(), "with leases {leases}");
+        assert!(late.is_held(), "with leases {leases}: nothing has failed");
+    }
+}

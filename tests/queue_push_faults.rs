@@ -13,7 +13,7 @@ use tenure::embedded::Embedded;
 use tenure::runtime::{Entropy, Runtime};
 use tenure::store::Expiry;
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, ErrorKind, JobState, Key, Priority, Push, Queue, Store, StoreExt};
+use tenure::{Client, ErrorKind, JobState, Key, Mend, Priority, Push, Queue, Store, StoreExt};
 
 #[path = "common/kinds.rs"]
 mod kinds;
@@ -404,16 +404,156 @@ async fn a_requeue_or_a_purge_that_comes_late_spoils_nothing_that_came_since() {
         }
     }
     // The deletion of a purged job comes when its id has a new one.
+    for (kind, call) in [(Kind::V2Like, Call::Delete), (Kind::V3Like, Call::Commit)] {
+        let scene = scene(kind, 1);
+        let id = scene.truth.push("x").id("i").await.unwrap().id;
+        scene.set("state/id.i", "dead 5 why").await;
+        scene.link.next(call, Fault::LateCommit(LATE));
+        scene.queue.purge(&id).await.unwrap();
+        assert_eq!(scene.count().await, 0);
+        scene.store.remove(&register).await.unwrap();
+        scene.truth.push("y").id("i").await.unwrap();
+        scene.link.quiesce().await;
+        assert_eq!(scene.count().await, 1, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requeue_and_a_purge_end_in_their_time_and_say_how_far_they_came() {
+    let limit = Duration::from_secs(3);
+    let register = Key::new("/_queues/q/state/id.i").unwrap();
+    let set = |it: Mend| it.timeout(limit);
+    for kind in Kind::ALL {
+        let commits = kind.over(Faulty::new(Embedded::new(), 1)).about().commits;
+        let end = if commits { Call::Commit } else { Call::Put };
+        // What hangs; what it is told; what is there then.
+        let stories = [
+            (
+                false,
+                Call::Get,
+                1,
+                ErrorKind::Timeout,
+                "nothing was changed",
+                "dead 5 why",
+            ),
+            (
+                false,
+                Call::Put,
+                1,
+                ErrorKind::Ambiguous,
+                "may be requeued",
+                "dead 5 why",
+            ),
+            (
+                true,
+                Call::Get,
+                1,
+                ErrorKind::Timeout,
+                "nothing was changed",
+                "dead 5 why",
+            ),
+            (
+                true,
+                end,
+                1,
+                ErrorKind::Ambiguous,
+                "may be purged",
+                "dead 5 why",
+            ),
+            (
+                true,
+                Call::Get,
+                2,
+                ErrorKind::Ambiguous,
+                "the job is done",
+                "done 5 ",
+            ),
+            (
+                true,
+                Call::Delete,
+                1,
+                ErrorKind::Ambiguous,
+                "the job is done",
+                "done 5 ",
+            ),
+        ];
+        for (purge, call, n, told, words, left) in stories {
+            if commits && left.starts_with("done") {
+                continue;
+            }
+            let what = format!("{kind:?}, purge: {purge}, {call:?} {n}");
+            let scene = scene(kind, 1);
+            let id = scene.truth.push("x").id("i").await.unwrap().id;
+            scene.set("state/id.i", "dead 5 why").await;
+            scene.link.nth(call, n, Fault::Hang);
+            let start = scene.runtime.clock.now();
+            let error = match purge {
+                true => set(scene.queue.purge(&id)).await.unwrap_err(),
+                false => set(scene.queue.requeue(&id)).await.unwrap_err(),
+            };
+            assert_eq!(scene.runtime.clock.now().since(start), limit, "{what}");
+            assert_eq!(error.kind(), told, "{what}: {error}");
+            assert!(error.to_string().contains(words), "{what}: {error}");
+            let node = scene.store.node(&register).await.unwrap().unwrap();
+            assert!(node.text().unwrap().starts_with(left), "{what}: {node:?}");
+            // Dead, or ended and listed nowhere: never both, never ready.
+            let stats = scene.truth.stats().await.unwrap();
+            assert_eq!(stats.ready, 0, "{what}");
+            assert_eq!(stats.dead, usize::from(left.starts_with("dead")), "{what}");
+            // Whoever purges all comes across what was left half done.
+            assert_eq!(scene.truth.purge_dead().await.unwrap(), 1, "{what}");
+            let job = Key::new("/_queues/q/jobs/id.i").unwrap();
+            assert!(!scene.store.contains(&job).await.unwrap(), "{what}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_mends_all_has_one_limit_and_says_how_many_it_did_before() {
+    let limit = Duration::from_secs(3);
+    for kind in Kind::ALL {
+        for purge in [false, true] {
+            let scene = scene(kind, 1);
+            for id in ["a", "b", "c"] {
+                scene.truth.push("x").id(id).await.unwrap();
+                scene.set(&format!("state/id.{id}"), "dead 5 why").await;
+            }
+            let all = |queue: &Queue| match purge {
+                true => queue.purge_dead(),
+                false => queue.requeue_all(),
+            };
+            let start = scene.runtime.clock.now();
+            scene.link.nth(Call::Get, 1, Fault::Hang);
+            let error = all(&scene.queue).timeout(limit).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Timeout);
+            assert!(error.to_string().contains("nothing was changed"), "{error}");
+            assert_eq!(scene.runtime.clock.now().since(start), limit);
+            // The list, the first, and then no answer for the second.
+            let reads = scene.link.calls(Call::Get);
+            let each = if purge && kind == Kind::V2Like { 2 } else { 1 };
+            scene.link.nth(Call::Get, reads + 1 + each + 1, Fault::Hang);
+            let error = all(&scene.queue).timeout(limit).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Timeout);
+            assert!(error.to_string().contains("before it 1 of 3"), "{error}");
+            assert_eq!(scene.runtime.clock.now().since(start), limit * 2);
+            let stats = scene.truth.stats().await.unwrap();
+            assert_eq!(stats.dead, 2, "{kind:?}, purge: {purge}");
+            assert_eq!(all(&scene.queue).await.unwrap(), 2);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_whose_deletion_was_refused_does_not_say_that_it_changed_nothing() {
     let scene = scene(Kind::V2Like, 1);
     let id = scene.truth.push("x").id("i").await.unwrap().id;
     scene.set("state/id.i", "dead 5 why").await;
-    scene.link.next(Call::Delete, Fault::LateCommit(LATE));
-    scene.queue.purge(&id).await.unwrap();
-    assert_eq!(scene.count().await, 0);
-    scene.store.remove(&register).await.unwrap();
-    scene.truth.push("y").id("i").await.unwrap();
-    scene.link.quiesce().await;
-    assert_eq!(scene.count().await, 1);
+    for _ in 0..10 {
+        scene.link.next(Call::Delete, Fault::Unavailable);
+    }
+    let error = scene.queue.purge(&id).await.unwrap_err();
+    assert!(!error.changed_nothing(), "{error}");
+    assert!(error.to_string().contains("the job is done"), "{error}");
 }
 
 /// Producers push while everything goes wrong now and then; returns how many were answered.

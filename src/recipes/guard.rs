@@ -238,7 +238,8 @@ impl Hold {
     /// # Errors
     /// [`Lost`](ErrorKind::Lost): the ticket is gone, nothing was written.
     /// [`Unsupported`](ErrorKind::Unsupported) on stores without commits (etcd v2).
-    /// [`Ambiguous`](ErrorKind::Ambiguous): it may have been written.
+    /// [`Ambiguous`](ErrorKind::Ambiguous): it may have been written, or may still be for as long as
+    /// this is held, over what was written since; once it is given back or lost no more comes.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the outcome unknown.
@@ -273,6 +274,11 @@ impl Hold {
             Err(error) if is_about(&error, &node.key) => {
                 self.term.lose(Loss::Deleted);
                 Err(Loss::Deleted.into_error().at(&node.key).caused_by(error))
+            }
+            Err(error) if error.is_ambiguous() => {
+                let note = "it may have been done, or may still be for as long as this is held: read \
+                            it back, or give this back, after which no more comes";
+                Err(error.into_kind(ErrorKind::Ambiguous, note))
             }
             Err(error) => Err(error),
         }

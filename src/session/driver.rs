@@ -116,6 +116,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
             // Before any order: a row of those that fail must not use up the term.
             () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
+            () = core.sooner.notified() => continue,
             rewrite = due_rewrite(core, &mut rewriting) => {
                 tokio::select! {
                     biased;
@@ -240,6 +241,8 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                 match answer {
                     KeyRenewal::Live { since } => term.renewed(since),
                     KeyRenewal::Unknown => term.doubt(),
+                    // The next renewal begins with it, in its time.
+                    KeyRenewal::Untried => {}
                     KeyRenewal::Gone => {
                         term.lose(Loss::Deleted);
                         shared.terms.remove(key);

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use janitor::{Chore, Janitor};
@@ -101,6 +101,8 @@ struct Core {
     card: who::Card,
     shared: Mutex<Shared>,
     state: watch::Sender<SessionState>,
+    /// Told when the next renewal is due sooner.
+    sooner: Notify,
     /// Cancelled when the session is to be revoked.
     closing: CancellationToken,
     /// Set when it has been.
@@ -186,6 +188,7 @@ impl Session {
                 spares: Spares::default(),
             }),
             state: watch::Sender::new(SessionState::Starting),
+            sooner: Notify::new(),
             closing: CancellationToken::new(),
             revoked: AtomicBool::new(false),
             runtime,
@@ -398,6 +401,10 @@ impl Core {
             if let Some(before) = shared.terms.insert(key, term.clone()) {
                 before.lose(Loss::Deleted);
             }
+            // Its request may have taken so long that it ends before the next renewal is due.
+            if shared.machine.mind(deadline, self.runtime.clock.now()) {
+                self.sooner.notify_one();
+            }
         }
         term
     }
@@ -417,12 +424,12 @@ impl Core {
 impl Shared {
     /// What is to be renewed. Not what is lost: to keep that alive would keep the next waiting.
     /// And not what is in doubt: a renewal that compares with a value of before would find another
-    /// one, and call the key lost.
+    /// one, and call the key lost. What ends first comes first: there may not be time for all.
     fn attached(&mut self) -> Vec<Attached> {
         self.terms.retain(|_, term| term.check().is_ok());
         let mut certain: Vec<_> = self.certain().collect();
         // A store that cannot do all of them in time has done those that would end first.
-        certain.sort_by_key(|(_, term)| term.deadline());
+        certain.sort_by_cached_key(|(_, term)| term.deadline());
         let attached = |(key, term): (&Key, &Arc<Term>)| Attached::new(key.clone(), term.value());
         certain.into_iter().map(attached).collect()
     }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::store::{
     Append, Appended, Condition, Delete, Deleted, Event, Expiry, Get, Node, Put, Store, Update,
-    Watch, Written,
+    Watch, Written, settle,
 };
 
 /// How often [`StoreExt::pop`] looks again at a node that others keep writing.
@@ -17,7 +17,9 @@ const POPS: usize = 8;
 /// Verbs for every [`Store`], the same over all of them.
 ///
 /// Errors and cancel safety are those of the method behind, and so is the cost (one call) unless
-/// something else is said. To follow a key or a tree for longer than one change, and through lost
+/// something else is said. After an `Ambiguous` outcome a write that names the index it replaces finds
+/// out, as far as that is possible; of any other the error says what may have happened, what may
+/// still, and how to find out. To follow a key or a tree for longer than one change, and through lost
 /// connections and lost history, use a [`Watcher`](crate::watcher::Watcher).
 ///
 /// ```
@@ -73,19 +75,19 @@ pub trait StoreExt: Store {
 
     /// Writes a node, whatever was there.
     async fn set(&self, key: &Key, value: Bytes, expiry: Expiry) -> Result<Written> {
-        self.put(Put::new(key.clone(), value, expiry)).await
+        settle::put(self, Put::new(key.clone(), value, expiry)).await
     }
 
     /// Writes a node where there was none.
     async fn create(&self, key: &Key, value: Bytes, expiry: Expiry) -> Result<Written> {
-        self.put(Put::new(key.clone(), value, expiry).when(Condition::Absent))
-            .await
+        let put = Put::new(key.clone(), value, expiry);
+        settle::put(self, put.when(Condition::Absent)).await
     }
 
     /// Writes a node where there is one.
     async fn replace(&self, key: &Key, value: Bytes, expiry: Expiry) -> Result<Written> {
-        self.put(Put::new(key.clone(), value, expiry).when(Condition::Present))
-            .await
+        let put = Put::new(key.clone(), value, expiry);
+        settle::put(self, put.when(Condition::Present)).await
     }
 
     /// Writes back a node that was read, with the value that it has by now, unless it was modified
@@ -94,15 +96,24 @@ pub trait StoreExt: Store {
     /// An expiry has to be said: a write gives a node a new one. [`Node::expiry`] is the one it
     /// had.
     ///
+    /// Without an answer the node is read back, and while it is as it was it is written again, 3
+    /// times in all: of writes that name one index one takes effect.
+    ///
     /// # Errors
     /// `ConditionFailed` when somebody else wrote it (on etcd v2 also: when its time-to-live was
-    /// refreshed); `NotFound` when it is gone. Read it again, and decide again.
+    /// refreshed); `NotFound` when it is gone. Read it again, and decide again. `Ambiguous`: an answer
+    /// was lost, and somebody has written the key since, this or another. The text says what is there;
+    /// a value that nobody else writes tells whose it is.
     async fn update(&self, node: &Node, expiry: Expiry) -> Result<Written> {
         let put = Put::new(node.key.clone(), node.value.clone(), expiry);
-        self.put(put.when(Condition::Index(node.modified))).await
+        settle::put(self, put.when(Condition::Index(node.modified))).await
     }
 
     /// Writes `value` where `expected` is ("test and set").
+    ///
+    /// # Errors
+    /// As [`put`](Store::put). `Ambiguous`: it may have been written, or may still be whenever the key
+    /// holds `expected`; [`update`](Self::update) finds out by itself.
     async fn compare_and_swap(
         &self,
         key: &Key,
@@ -110,8 +121,8 @@ pub trait StoreExt: Store {
         value: Bytes,
         expiry: Expiry,
     ) -> Result<Written> {
-        self.put(Put::new(key.clone(), value, expiry).when(Condition::Value(expected)))
-            .await
+        let put = Put::new(key.clone(), value, expiry);
+        settle::put(self, put.when(Condition::Value(expected))).await
     }
 
     /// Adds a value to a directory under a name that the store makes, in the order of the appends.
@@ -122,7 +133,11 @@ pub trait StoreExt: Store {
     ///
     /// [`Naming::Raw`]: crate::store::Naming::Raw
     async fn append_value(&self, dir: &Key, value: Bytes, expiry: Expiry) -> Result<Appended> {
-        self.append(Append::raw(dir.clone(), value, expiry)).await
+        let note = "nothing tells whether it was added: to append again may be to append twice";
+        settle::noted(
+            self.append(Append::raw(dir.clone(), value, expiry)).await,
+            note,
+        )
     }
 
     /// Deletes the node at `key` and returns it; `None` if there was none. Of several callers one
@@ -131,8 +146,8 @@ pub trait StoreExt: Store {
     /// Cost: a linearizable read and a write; both again whenever somebody writes in between.
     ///
     /// # Errors
-    /// `NotAFile` for a directory. `Ambiguous`: it may be deleted, and what it said is lost with
-    /// it. `Unavailable` when it was written again and again in between.
+    /// `NotAFile` for a directory. `Ambiguous`: an answer was lost and the node is gone, by this or by
+    /// another; it may be that nobody has got it. `Unavailable` when it was written again and again in between.
     ///
     /// # Cancel safety
     /// Dropping the future can delete the node without anybody having got it.
@@ -159,13 +174,20 @@ pub trait StoreExt: Store {
     }
 
     /// Deletes a node on a condition; `None` if there was none.
+    ///
+    /// With an [index](Condition::Index) the node is read back after a lost answer, and while it is
+    /// as it was it is deleted again, 3 times in all.
+    ///
+    /// # Errors
+    /// As [`delete`](Store::delete). `Ambiguous` with an index: it is gone, by this or by another; no
+    /// more comes of this unless the text says so.
     async fn remove_if(&self, key: &Key, condition: Condition) -> Result<Option<Deleted>> {
-        found(self.delete(Delete::new(key.clone()).when(condition)).await)
+        found(settle::delete(self, Delete::new(key.clone()).when(condition)).await)
     }
 
     /// Deletes a node, or a directory with all in it; `None` if there was none.
     async fn remove_tree(&self, key: &Key) -> Result<Option<Deleted>> {
-        found(self.delete(Delete::tree(key.clone())).await)
+        found(settle::delete(self, Delete::tree(key.clone())).await)
     }
 
     /// Waits for the next change that the watch tells. Put a timeout around it.

@@ -21,6 +21,7 @@ mod layout;
 mod prefixed;
 mod request;
 mod response;
+mod settle;
 
 use std::fmt;
 use std::sync::Arc;

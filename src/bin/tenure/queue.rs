@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tenure::runtime::Clock;
 use tenure::{Client, Error, ErrorKind, JobId, JobInfo, JobState, Pushed, Queue, Result, Who};
 
 use crate::args::{Chosen, Format, Pushing, QueueArgs, QueueCommand, QueueName};
@@ -92,19 +93,29 @@ async fn each(client: &Client, chosen: &Chosen, format: Format, requeue: bool) -
     let queue = open(client, &chosen.queue);
     let word = if requeue { "requeued" } else { "purged" };
     let (mut count, mut code) = (0, exit::DONE);
+    let clock = Clock::boot();
+    let end = chosen.timeout.map(|limit| clock.now() + limit);
     if chosen.all {
-        count = if requeue {
-            queue.requeue_all().await?
+        let all = if requeue {
+            queue.requeue_all()
         } else {
-            queue.purge_dead().await?
+            queue.purge_dead()
+        };
+        count = match chosen.timeout {
+            Some(limit) => all.timeout(limit).await?,
+            None => all.await?,
         };
     }
     for id in &chosen.ids {
         let id: JobId = id.parse()?;
-        let outcome = if requeue {
-            queue.requeue(&id).await
+        let one = if requeue {
+            queue.requeue(&id)
         } else {
-            queue.purge(&id).await
+            queue.purge(&id)
+        };
+        let outcome = match end {
+            Some(end) => one.timeout(end.since(clock.now())).await,
+            None => one.await,
         };
         match outcome {
             Ok(()) => count += 1,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::job::{JobId, Place};
+use super::mend;
 use super::outcome::Found;
 use super::paths::Paths;
 use super::register::Register;
@@ -135,6 +136,12 @@ impl<'a> Census<'a> {
                 size: *size,
             })
         })
+    }
+
+    /// The jobs that are there although a purge has ended them.
+    pub(super) fn half_purged(&self) -> impl Iterator<Item = &JobId> {
+        let ids = self.jobs.iter().map(|(place, _)| &place.id);
+        ids.filter(|id| self.registers.get(id).is_some_and(mend::is_purged))
     }
 
     pub(super) fn stats(&self) -> Stats {

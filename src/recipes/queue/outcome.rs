@@ -170,6 +170,8 @@ pub(super) enum Verdict<T> {
     Leave(T),
     /// Write this, if the register is still the one that was read.
     Write(Register, Expiry, T),
+    /// And delete that in the same step, which is for stores with commits.
+    End(Register, Expiry, Delete, T),
 }
 
 /// What is known when a verdict is asked for.
@@ -219,14 +221,24 @@ pub(super) async fn swap<T>(
                     register,
                     unanswered: unanswered.is_some(),
                 };
-                let (register, expiry, answer) = match decide(seen)? {
+                let (register, expiry, delete, answer) = match decide(seen)? {
                     Verdict::Leave(answer) => return Ok(answer),
-                    Verdict::Write(register, expiry, answer) => (register, expiry, answer),
+                    Verdict::Write(register, expiry, answer) => (register, expiry, None, answer),
+                    Verdict::End(register, expiry, delete, answer) => {
+                        (register, expiry, Some(delete), answer)
+                    }
                 };
                 let when = node.map_or(Condition::Absent, |node| Condition::Index(node.modified));
                 let put = Put::new(key.clone(), register.value(), expiry).when(when);
-                match core.store.put(put).await {
-                    Ok(_) => return Ok(answer),
+                let written = match delete {
+                    None => core.store.put(put).await.map(drop),
+                    Some(delete) => {
+                        let commit = Commit::new().put(put).delete(delete);
+                        core.store.commit(commit).await.map(drop)
+                    }
+                };
+                match written {
+                    Ok(()) => return Ok(answer),
                     Err(error) => error,
                 }
             }

@@ -51,6 +51,9 @@ pub(crate) struct Chosen {
     /// All of them
     #[arg(long, conflicts_with = "ids")]
     pub(crate) all: bool,
+    /// How long all of it may take; default: 15s for each job
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
