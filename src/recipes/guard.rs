@@ -125,6 +125,17 @@ impl LockGuard {
     }
 }
 
+impl LockGuard {
+    /// Gives several locks back in the background, in this order.
+    pub(super) fn drop_all(guards: Vec<Self>) {
+        let taken_apart = guards.into_iter();
+        let taken_apart = taken_apart.map(|guard| (guard.hold.ticket, guard._counted));
+        let (tickets, counted): (Vec<_>, Vec<_>) = taken_apart.unzip();
+        Ticket::drop_all(tickets);
+        drop(counted);
+    }
+}
+
 impl Deref for LockGuard {
     type Target = Hold;
 

@@ -44,7 +44,7 @@
 //! | acquire, several not free | up to n + 2 | n + 2, and the waits |
 //! | try, all free | 1 | 1 |
 //! | try, one not free | 1; none while the same one is still not free | 2; then 1 |
-//! | release | 1 | 1 |
+//! | release, or drop | 1 | 1 |
 //!
 //! On etcd v2 each lock costs what it costs alone, one after the other. A lock in which this process
 //! itself stands is known not to be free: nothing is sent to find that out.
@@ -343,7 +343,7 @@ impl fmt::Debug for AcquireAll {
 
 /// Several locks that are held, until they are released, dropped, or one of them is lost.
 ///
-/// Dropping it gives them back in the background.
+/// Dropping it gives them back in the background, where it can in one step as a release does.
 #[must_use = "an unused guard gives the locks back at once"]
 #[clippy::has_significant_drop]
 pub struct MultiGuard {
@@ -452,7 +452,8 @@ impl MultiGuard {
 impl Drop for MultiGuard {
     fn drop(&mut self) {
         // The last one first: a vector would drop them the other way round.
-        while self.guards.pop().is_some() {}
+        let guards = std::mem::take(&mut self.guards).into_iter().rev();
+        LockGuard::drop_all(guards.map(|(_, guard)| guard).collect());
     }
 }
 

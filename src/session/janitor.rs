@@ -3,12 +3,17 @@
 //! A ticket that is dropped cannot talk to a server, so it hands its tag to the janitor, which
 //! is one task per client. A chore is tried until the store says that it is settled, or until
 //! nothing renews the ticket any more and its own time-to-live has ended it.
+//!
+//! Several at once can come with a commit that does all of them: that is tried first, once. It deletes
+//! each ticket if it is still the one that was created then, so if it is not answered, or comes late,
+//! it is in nobody's way when each is taken back by itself.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::key::{Key, Tag};
 use crate::runtime::{Runtime, Tasks};
 use crate::session::Fate;
-use crate::store::{Store, Withdraw, Withdrawn};
+use crate::store::{Commit, Committed, Store, Withdraw, Withdrawn};
 
 /// How many withdrawals are under way at once. A chore that waits for its next try holds none.
 const HANDS: usize = 32;
@@ -33,11 +38,18 @@ pub(crate) struct Chore {
     pub(crate) done: Box<dyn FnOnce(Withdrawn) + Send>,
 }
 
+/// What is handed over at once.
+struct Work {
+    /// What does all of it in one step, if all of it is as it was.
+    together: Option<Commit>,
+    chores: Vec<Chore>,
+}
+
 /// A handle on a client's janitor. Handing over a chore never blocks and never fails; with the
 /// last handle gone the janitor finishes what it has and ends.
 #[derive(Clone)]
 pub(crate) struct Janitor {
-    chores: mpsc::UnboundedSender<Chore>,
+    work: mpsc::UnboundedSender<Work>,
     book: Arc<Book>,
 }
 
@@ -76,7 +88,7 @@ impl Left {
 
 impl Janitor {
     pub(crate) fn start(store: Arc<dyn Store>, runtime: Runtime, tasks: &Tasks) -> Self {
-        let (chores, inbox) = mpsc::unbounded_channel();
+        let (work, inbox) = mpsc::unbounded_channel();
         let book = Arc::new(Book {
             open: watch::Sender::new(0),
             left: Mutex::default(),
@@ -85,14 +97,32 @@ impl Janitor {
             cancels: store.about().cancels,
         });
         tasks.spawn(sweep(store, runtime, inbox, book.clone()));
-        Self { chores, book }
+        Self { work, book }
     }
 
     /// Takes a chore. For use in `Drop`: needs no runtime.
     pub(crate) fn hand_over(&self, chore: Chore) {
-        self.book.open.send_modify(|open| *open += 1);
-        if let Err(mpsc::error::SendError(chore)) = self.chores.send(chore) {
-            self.book.forget(chore);
+        self.take(Work {
+            together: None,
+            chores: vec![chore],
+        });
+    }
+
+    /// Takes several chores, and a commit that settles all of them if it succeeds. As
+    /// [`hand_over`](Self::hand_over).
+    pub(crate) fn hand_over_all(&self, together: Commit, chores: Vec<Chore>) {
+        self.take(Work {
+            together: Some(together),
+            chores,
+        });
+    }
+
+    fn take(&self, work: Work) {
+        self.book
+            .open
+            .send_modify(|open| *open += work.chores.len());
+        if let Err(mpsc::error::SendError(work)) = self.work.send(work) {
+            self.book.forget_all(work.chores);
         }
     }
 
@@ -139,6 +169,10 @@ impl Book {
         self.open.send_modify(|open| *open = open.saturating_sub(1));
     }
 
+    fn forget_all(&self, chores: Vec<Chore>) {
+        chores.into_iter().for_each(|chore| self.forget(chore));
+    }
+
     fn forget(&self, chore: Chore) {
         let Chore { withdraw, fate, .. } = chore;
         let Withdraw { dir, tag, node, .. } = withdraw;
@@ -164,7 +198,7 @@ impl Book {
 async fn sweep(
     store: Arc<dyn Store>,
     runtime: Runtime,
-    mut inbox: mpsc::UnboundedReceiver<Chore>,
+    mut inbox: mpsc::UnboundedReceiver<Work>,
     book: Arc<Book>,
 ) {
     let mut busy = FuturesUnordered::new();
@@ -175,17 +209,49 @@ async fn sweep(
             () = book.stop.cancelled(), if !closed => {
                 closed = true;
                 inbox.close();
-                while let Ok(chore) = inbox.try_recv() {
-                    book.forget(chore);
+                while let Ok(work) = inbox.try_recv() {
+                    book.forget_all(work.chores);
                 }
             }
             Some(()) = busy.next() => {}
-            chore = inbox.recv(), if !closed => match chore {
-                Some(chore) => busy.push(settle(&*store, &runtime, chore, &book)),
+            work = inbox.recv(), if !closed => match work {
+                Some(work) => busy.push(do_all(&*store, &runtime, work, &book)),
                 None => closed = true,
             },
         }
     }
+}
+
+/// Tries to do all of it in one step; what that has not done, one by one.
+async fn do_all(store: &dyn Store, runtime: &Runtime, work: Work, book: &Book) {
+    let Work {
+        together,
+        mut chores,
+    } = work;
+    if let Some(commit) = together {
+        let attempt = async {
+            let _hand = book.hands.acquire().await;
+            store.commit(commit).await
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = book.stop.cancelled() => return book.forget_all(chores),
+            outcome = attempt => outcome,
+        };
+        match outcome {
+            Ok(Committed { index, .. }) => {
+                for chore in chores.drain(..) {
+                    (chore.done)(Withdrawn::new(index, true, true));
+                    book.close();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(target: "tenure::janitor", %error, "not withdrawn together");
+            }
+        }
+    }
+    let each = |chore| settle(store, runtime, chore, book);
+    join_all(chores.into_iter().map(each)).await;
 }
 
 /// Tries until it is settled, the store has ended it, or the janitor is stopped.

@@ -432,6 +432,12 @@ pub(crate) async fn several_locks_are_given_back_in_one_step(world: World) {
     let lost = released.err().map(|error| error.kind());
     assert!(lost.is_none_or(|kind| kind == ErrorKind::Lost), "{lost:?}");
     nobody_stands_in(&b, &["a", "b", "c"], "without one").await;
+    let guard = a.lock_all(["a", "b", "c"]).acquire().await.unwrap();
+    let (_, second) = guard.guards().nth(1).unwrap();
+    let key = second.key().clone();
+    b.store().delete(Delete::new(key)).await.unwrap();
+    drop(guard);
+    soon_nobody_stands_in(&b, &["a", "b", "c"]).await;
 }
 
 async fn nobody_stands_in(client: &Client, names: &[&str], what: &str) {
@@ -449,16 +455,23 @@ pub(crate) async fn whatever_becomes_of_the_release_of_several_it_is_done_and_no
     link.set_patience(Duration::from_millis(50));
     let (a, b) = (world.client_of("a", link.clone()), world.client("b"));
     let names = ["a", "b", "c"];
-    for fault in [
+    let faults = [
         Fault::LostRequest,
         Fault::LostReply,
         Fault::LateCommit(LATE),
         Fault::Unavailable,
         Fault::Unreachable,
-    ] {
+    ];
+    let each = faults.into_iter().flat_map(|it| [(it, true), (it, false)]);
+    for (fault, released) in each {
         let guard = a.lock_all(names).acquire().await.unwrap();
         link.next(Call::Commit, fault);
-        soon("the release", guard.release()).await.unwrap();
+        if released {
+            soon("the release", guard.release()).await.unwrap();
+        } else {
+            drop(guard);
+            soon_nobody_stands_in(&b, &names).await;
+        }
         nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
         // What comes late is meant for the tickets of before.
         let guard = a.lock_all(names).acquire().await.unwrap();
@@ -472,6 +485,20 @@ pub(crate) async fn whatever_becomes_of_the_release_of_several_it_is_done_and_no
         nobody_stands_in(&b, &names, &format!("{fault:?}")).await;
         link.heal();
     }
+    let guard = a.lock_all(names).acquire().await.unwrap();
+    link.next(Call::Commit, Fault::LostReply);
+    drop(guard);
+    let ended = a.shutdown(LONG).await;
+    assert_eq!((ended.left_to_ttl, ended.tasks_left), (0, 0));
+    nobody_stands_in(&b, &names, "after a shutdown").await;
+}
+
+async fn soon_nobody_stands_in(client: &Client, names: &[&str]) {
+    for name in names {
+        let lock = client.lock(*name);
+        let is_free = async || lock.contenders().await.unwrap().is_empty();
+        eventually("it is taken back", LONG, is_free).await;
+    }
 }
 
 /// So many commits, appends and withdrawals there were.
@@ -483,7 +510,9 @@ pub(crate) async fn many_free_locks_are_taken_by_the_handful(world: World) {
     let (link, b) = (Faulty::shared((world.open)(), 1), world.client("b"));
     let a = world.client_of("a", link.clone());
     let together = b.store().about().commits;
-    for (count, commits) in [(1, 0), (2, 1), (64, 1), (65, 1), (130, 3)] {
+    let counts = [(1, 0), (2, 1), (64, 1), (65, 1), (130, 3)];
+    let each = counts.into_iter().flat_map(|it| [(it, true), (it, false)]);
+    for ((count, commits), released) in each {
         let names: Vec<_> = (0..count).map(|it| format!("{it:03}")).collect();
         let before = writes(&link);
         let guard = soon("all", a.lock_all(&names).acquire()).await.unwrap();
@@ -495,7 +524,13 @@ pub(crate) async fn many_free_locks_are_taken_by_the_handful(world: World) {
             assert_eq!(line[0].token(), held.token(), "{name} of {count}");
         }
         assert!(guard.is_held());
-        guard.release().await.unwrap();
+        if released {
+            guard.release().await.unwrap();
+        } else {
+            let names: Vec<&str> = names.iter().map(|it| &**it).collect();
+            drop(guard);
+            soon_nobody_stands_in(&b, &names).await;
+        }
         // What is left over by the handfuls is one that goes alone, there and back.
         let alone = u64::from(count % 64 == 1);
         let cost = if together {
@@ -505,7 +540,7 @@ pub(crate) async fn many_free_locks_are_taken_by_the_handful(world: World) {
         };
         let after = writes(&link);
         let spent: Vec<_> = (0..3).map(|it| after[it] - before[it]).collect();
-        assert_eq!(spent, cost, "{count} names");
+        assert_eq!(spent, cost, "{count} names, released: {released}");
         let names: Vec<&str> = names.iter().map(|it| &**it).collect();
         nobody_stands_in(&b, &names, "afterwards").await;
     }

@@ -85,12 +85,13 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
+impl Ticket {
+    /// What takes it back, if anything can be left of it; disarms it.
+    pub(super) fn chore(&mut self) -> Option<Chore> {
         let withdraw = self.withdrawal();
         self.step_back();
         let joined = match std::mem::replace(&mut self.state, State::Disarmed) {
-            State::Disarmed => return,
+            State::Disarmed => return None,
             State::Armed => None,
             State::InLine(seat) => seat.joined.then_some(seat.position),
         };
@@ -103,11 +104,19 @@ impl Drop for Ticket {
                 line.left(position, withdrawn);
             }
         });
-        self.core.janitor.hand_over(Chore {
+        Some(Chore {
             withdraw,
             ttl: self.session.ttl().get(),
             fate: self.session.fate(),
             done,
-        });
+        })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(chore) = self.chore() {
+            self.core.janitor.hand_over(chore);
+        }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! **Given up** by one commit that deletes each ticket if it is still the one that was created then.
 //! So it is repeated or comes late without harm, and what it does not do each ticket does by itself.
+//! Dropped, they are handed to the janitor with the same commit.
 
 use std::sync::Arc;
 
@@ -132,6 +133,31 @@ impl Ticket {
         outcomes
     }
 
+    /// Drops several places, in this order: the janitor gives them up in the background. 1 write for
+    /// 64 where the store has commits, else for each.
+    pub(crate) fn drop_all(mut tickets: Vec<Self>) {
+        let Some(core) = tickets.first().map(|it| it.core.clone()) else {
+            return;
+        };
+        if core.store.about().commits {
+            // One that is over would keep the others from being given up together.
+            tickets.retain(|it| it.check().is_ok());
+        }
+        while tickets.len() > 1 && core.store.about().commits {
+            let later = tickets.split_off(tickets.len().min(MOST));
+            let mut volley = std::mem::replace(&mut tickets, later);
+            match deletion(&volley) {
+                Ok(commit) => {
+                    let chores = volley.iter_mut().filter_map(Self::chore).collect();
+                    core.janitor.hand_over_all(commit, chores);
+                }
+                // Not one of them holds a place.
+                Err(_) => drop(volley),
+            }
+        }
+        tickets.into_iter().for_each(drop);
+    }
+
     /// The store said that it did nothing: this tag is as good as it was. (Should something have its
     /// name after all, whoever takes it next by itself finds that out.)
     fn was_not_used(&self) {
@@ -178,13 +204,8 @@ async fn leave_together(tickets: Vec<&mut Ticket>) -> Result<()> {
     if tickets.len() < 2 || !core.store.about().commits {
         return Ok(());
     }
-    let mut commit = Commit::new();
-    for ticket in &tickets {
-        let Node { key, created, .. } = ticket.node()?;
-        let same = Condition::Created(created);
-        commit = commit.delete(Delete::new(key).when(same));
-        ticket.step_back();
-    }
+    let commit = deletion(tickets.iter().map(|it| &**it))?;
+    tickets.iter().for_each(|ticket| ticket.step_back());
     match core.store.commit(commit).await {
         Ok(Committed { index, .. }) => {
             let gone = Withdrawn::new(index, true, true);
@@ -198,4 +219,12 @@ async fn leave_together(tickets: Vec<&mut Ticket>) -> Result<()> {
             Err(error)
         }
     }
+}
+
+/// Deletes each of them if it is still the one that was created then, or none.
+fn deletion<'a>(tickets: impl IntoIterator<Item = &'a Ticket>) -> Result<Commit> {
+    tickets.into_iter().try_fold(Commit::new(), |commit, it| {
+        let Node { key, created, .. } = it.node()?;
+        Ok(commit.delete(Delete::new(key).when(Condition::Created(created))))
+    })
 }
