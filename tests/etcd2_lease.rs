@@ -6,6 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::etcd::Etcd;
+use common::fake::{Fake, Say, answer, node};
 use common::words::{key, lease, open, secs, tag, value, write};
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Instant;
@@ -143,6 +144,38 @@ async fn revoking_asks_nothing_about_what_was_taken_back_before() {
     let before = etcd.metrics();
     store.revoke(lease()).await.unwrap();
     assert_eq!(etcd.metrics().http_requests, before.http_requests);
+}
+
+#[tokio::test]
+async fn a_key_whose_renewal_hangs_keeps_no_other_from_being_renewed_and_told_of() {
+    let keys: Vec<_> = (0..40).map(|it| key(&format!("/r/{it:02}"))).collect();
+    let fake = Fake::new(
+        |_, request| match request.lines().next().unwrap_or_default() {
+            line if line.contains("/r/00") => Say::Nothing,
+            line if line.starts_with("GET /v2/keys/r/") => {
+                let at = &line["GET /v2/keys".len()..][.."/r/00".len()];
+                Say::Raw(answer(200, 7, &node("get", at, "own", 5)))
+            }
+            line if line.starts_with("PUT /v2/keys/r/") => {
+                let at = &line["PUT /v2/keys".len()..][.."/r/00".len()];
+                Say::Raw(answer(200, 8, &node("update", at, "own", 8)))
+            }
+            _ => Say::Raw(answer(200, 7, "{}")),
+        },
+    )
+    .await;
+    let builder = Etcd2::builder(fake.url()).use_proxies(true);
+    let store = builder.timeout(Duration::from_secs(60)).build().unwrap();
+    store.grant(Grant::new(lease(), secs(60))).await.unwrap();
+    let all = keys.iter().cloned();
+    let all: Vec<_> = all.map(|it| Attached::new(it, "own".into())).collect();
+    let renew = Renew::new(lease(), at(1), all).within(Duration::from_secs(2));
+    let renewed = tokio::time::timeout(Duration::from_secs(10), store.renew(renew));
+    let renewed = renewed.await.expect("nobody listens any more").unwrap();
+    let mut expected = vec![KeyRenewal::Live { since: at(1) }; keys.len()];
+    expected[0] = KeyRenewal::Unknown;
+    let expected: Vec<_> = keys.into_iter().zip(expected).collect();
+    assert_eq!(renewed.keys, expected);
 }
 
 #[tokio::test]

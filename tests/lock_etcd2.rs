@@ -6,14 +6,19 @@ use std::time::Duration;
 
 use tenure::etcd2::Etcd2;
 use tenure::runtime::Runtime;
-use tenure::{Client, Loss};
+use tenure::{Client, Loss, Ttl};
 
 mod common;
 #[path = "lock_suite/mod.rs"]
 #[macro_use]
 mod suite;
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/proxy.rs"]
+mod proxy;
 
 use common::etcd::Etcd;
+use futures_util::future::try_join_all;
+use proxy::{Fault, Match, Proxy};
 
 async fn world() -> (suite::World, Etcd) {
     let server = Etcd::start();
@@ -47,4 +52,32 @@ async fn what_was_taken_after_a_backup_is_lost_when_its_name_comes_again() {
     assert_eq!(lost, Ok(Loss::Deleted));
     assert!(after.is_held());
     after.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_keys_that_one_attempt_cannot_renew_them_all_are_all_kept() {
+    const KEYS: usize = 64;
+    let server = Etcd::start();
+    let upstream = ([127, 0, 0, 1], server.client_port()).into();
+    let proxy = Proxy::start(upstream).await.unwrap();
+    let ttl = Ttl::new(Duration::from_secs(2)).unwrap();
+    let client = Client::builder(Etcd2::new(proxy.url()).unwrap());
+    let client = client.ttl(ttl).build();
+    // 16 at a time: all take more than one attempt may, and less than a third of a term.
+    for _ in 0..KEYS * 100 {
+        let slow = Fault::Delay(Duration::from_millis(100));
+        proxy.inject(Match::method("PUT"), slow);
+    }
+    let acquire = |n| {
+        let client = client.clone();
+        async move { client.lock(n_th(n)).acquire().await }
+    };
+    let guards = try_join_all((0..KEYS).map(acquire)).await.unwrap();
+    tokio::time::sleep(ttl.get() * 3).await;
+    let lost = guards.iter().filter(|it| !it.is_held()).count();
+    assert_eq!(lost, 0, "lost of {KEYS}, and the server answers all");
+}
+
+fn n_th(n: usize) -> String {
+    format!("lock-{n}")
 }

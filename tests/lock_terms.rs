@@ -8,7 +8,7 @@ use std::time::Duration;
 use tenure::runtime::{Clock, Entropy, Instant, Runtime, TimeSource};
 use tenure::store::Delete;
 use tenure::testkit::{Call, Fault, Faulty, Odds};
-use tenure::{Client, ErrorKind, Loss, Store};
+use tenure::{Client, ErrorKind, Loss, Store, Ttl};
 
 #[allow(dead_code)] // each test crate uses a part
 #[path = "common/scene.rs"]
@@ -53,6 +53,36 @@ async fn a_ticket_that_came_during_a_late_renewal_is_renewed_before_its_own_dead
     scene.sleep(TTL * 2).await;
     assert!(early.is_held(), "the renewal came in time");
     assert!(late.is_held(), "its lease never ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_that_came_during_a_renewal_is_held_for_as_long_as_what_was_renewed() {
+    // The first put says whose session it is.
+    for (renews, nth) in [(Call::Renew, 1), (Call::Put, 2)] {
+        let scene = scene();
+        let link = Faulty::new(scene.store.clone(), 1);
+        let client = match renews {
+            Call::Renew => scene.client(link.clone()),
+            _ => scene.client(V2Like::new(link.clone())),
+        };
+        let early = client.lock("a").acquire().await.unwrap();
+        link.nth(renews, nth, Fault::SlowReply(Duration::from_millis(100)));
+        let under_way = async {
+            while link.calls(renews) < nth {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let under_way = tokio::time::timeout(TTL, under_way).await;
+        under_way.expect("no renewal was sent in time");
+        let late = client.lock("b").acquire().await.unwrap();
+        let sent = scene.runtime.clock.now();
+        link.set_odds(renews, refused());
+        assert_eq!(late.lost().await, Loss::Expired);
+        let held = scene.runtime.clock.now().since(sent);
+        assert!(held < TTL, "{renews:?}: the server ended it first");
+        assert!(held > TTL - TTL / 20, "{renews:?}: {held:?} of its {TTL:?}");
+        assert!(!early.is_held());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,6 +205,27 @@ async fn where_each_key_has_a_ttl_a_ticket_counts_from_its_own_send_whatever_was
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_key_whose_renewals_nobody_answers_costs_the_others_nothing() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    let client = scene.client(V2Like::new(link.clone()));
+    // Longer than any attempt has.
+    link.set_patience(TTL);
+    let lucky = client.lock("a").acquire().await.unwrap();
+    let unlucky = client.lock("b").acquire().await.unwrap();
+    // The first put says whose session it is. Then come three in each attempt: at first in the order
+    // of keys, and then what ends first comes first.
+    for nth in [3].into_iter().chain((5..300).step_by(3)) {
+        link.nth(Call::Put, nth, Fault::LostRequest);
+    }
+    let lost = tokio::time::timeout(TTL * 2, unlucky.lost()).await;
+    assert_eq!(lost, Ok(Loss::Expired));
+    assert!(lucky.is_held());
+    let left = lucky.deadline().unwrap().since(scene.runtime.clock.now());
+    assert!(left > TTL / 2, "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_that_finds_the_key_gone_is_a_loss_at_once() {
     let scene = scene();
     let link = Faulty::new(scene.store.clone(), 1);
@@ -243,6 +294,35 @@ async fn what_is_held_costs_one_look_for_128_each_half_term_and_a_short_hold_non
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_failed_often_long_ago_is_opened_again_at_once_and_one_that_fails_is_not() {
+    let scene = scene();
+    let link = Faulty::new(scene.store.clone(), 1);
+    // Nothing else looks in between.
+    let long = Ttl::new(Duration::from_secs(3_600)).unwrap();
+    let client = Client::builder(link.clone()).runtime(scene.runtime.clone());
+    let client = client.ttl(long).build();
+    let guard = client.lock("a").acquire().await.unwrap();
+    for _ in 0..12 {
+        scene.sleep(Duration::from_secs(10)).await;
+        link.break_watches();
+    }
+    let gone = Delete::new(guard.key().clone());
+    scene.store.delete(gone).await.unwrap();
+    let loss = tokio::time::timeout(Duration::from_millis(100), guard.lost()).await;
+    assert_eq!(loss, Ok(Loss::Deleted));
+
+    let guard = client.lock("b").acquire().await.unwrap();
+    scene.sleep(Duration::from_secs(1)).await;
+    let watches = link.calls(Call::Watch);
+    link.set_odds(Call::Watch, refused());
+    link.break_watches();
+    scene.sleep(Duration::from_secs(120)).await;
+    let opened = link.calls(Call::Watch) - watches;
+    assert!((20..=60).contains(&opened), "{opened} in 120 s");
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
 async fn several_locks_whose_release_comes_after_their_term_were_lost_and_that_is_what_is_said() {
     let scene = scene();
     let link = Faulty::new(scene.store.clone(), 1);
@@ -255,4 +335,30 @@ async fn several_locks_whose_release_comes_after_their_term_were_lost_and_that_i
     link.next(Call::Commit, Fault::Delay(TTL));
     let error = guard.release().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_whose_append_took_most_of_a_term_is_renewed_before_its_own_deadline() {
+    for leases in [true, false] {
+        let scene = scene();
+        let link = Faulty::new(scene.store.clone(), 1);
+        let client = if leases {
+            scene.client(link.clone())
+        } else {
+            scene.client(V2Like::new(link.clone()))
+        };
+        // Keeps the session, and is renewed while the append is under way.
+        let first = client.lock("a").acquire().await.unwrap();
+        scene.sleep(TTL / 12).await;
+        link.next(Call::Append, Fault::SlowReply(TTL - TTL / 12));
+        let late = client.lock("b").acquire().await.unwrap();
+        let nearest = late.deadline().unwrap();
+        assert!(
+            nearest < first.deadline().unwrap(),
+            "it counts from its own send"
+        );
+        scene.sleep(TTL * 3).await;
+        assert!(first.is_held(), "with leases {leases}");
+        assert!(late.is_held(), "with leases {leases}: nothing has failed");
+    }
 }

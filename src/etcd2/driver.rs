@@ -71,6 +71,12 @@ impl Driver {
         self.transport.deadline()
     }
 
+    /// The same for a caller who does not listen for longer than this.
+    pub(super) fn deadline_within(&self, patience: Option<Duration>) -> Instant {
+        let sooner = patience.map(|patience| self.runtime.clock.now() + patience);
+        sooner.map_or_else(|| self.deadline(), |sooner| sooner.min(self.deadline()))
+    }
+
     /// A GET or DELETE of a key.
     pub(super) fn query(&self, method: Method, key: &Key, params: &Params) -> Result<Call> {
         request::query(&self.options.version_prefix, method, key, params)

@@ -170,22 +170,36 @@ impl Driver {
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
         let ttl = self.leases.ttl(renew.lease)?;
         self.adopt(renew);
-        let deadline = self.deadline();
-        let renewals = renew.keys.iter();
-        let renewals = renewals.map(|it| self.renew_key(renew, ttl, it, deadline));
+        let deadline = self.deadline_within(renew.patience);
+        let renewals = renew.keys.iter().enumerate();
+        let renewals = renewals.map(|(place, it)| async move {
+            // One that is given up on its way is three requests the next time. The first ones are
+            // sent whatever it takes.
+            let answered = self.runtime.clock.now() + self.transport.usual();
+            let outcome = if place >= AT_ONCE && answered > deadline {
+                Ok(KeyRenewal::Untried)
+            } else {
+                self.renew_key(renew, ttl, it, deadline).await
+            };
+            (place, &it.key, outcome)
+        });
         // Collected first: the futures do nothing until they are polled.
         let renewals: Vec<_> = renewals.collect();
-        let outcomes: Vec<_> = stream::iter(renewals).buffered(AT_ONCE).collect().await;
+        // In whichever order they are answered: one that hangs keeps no other from being sent.
+        let outcomes = stream::iter(renewals).buffer_unordered(AT_ONCE);
+        let mut outcomes: Vec<_> = outcomes.collect().await;
+        outcomes.sort_by_key(|(place, ..)| *place);
         let mut keys = Vec::with_capacity(outcomes.len());
         let mut first_error = None;
-        for (Attached { key, .. }, outcome) in renew.keys.iter().zip(outcomes) {
+        for (_, key, outcome) in outcomes {
             let renewal = outcome.unwrap_or_else(|error| {
                 first_error.get_or_insert(error);
                 KeyRenewal::Unknown
             });
             keys.push((key.clone(), renewal));
         }
-        let all_unknown = keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown);
+        let untold = [KeyRenewal::Unknown, KeyRenewal::Untried];
+        let all_unknown = keys.iter().all(|(_, it)| untold.contains(it));
         match first_error {
             Some(error) if all_unknown => Err(no_answer(error)),
             _ => Ok(Renewed::new(ttl, renew.at)

@@ -1,6 +1,7 @@
 //! What all operations of the driver share, and the bytes that keys are on the wire.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -29,6 +30,12 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn deadline(&self) -> Instant {
         self.wire.deadline()
+    }
+
+    /// The same for a caller who does not listen for longer than this.
+    pub(super) fn deadline_within(&self, patience: Option<Duration>) -> Instant {
+        let sooner = patience.map(|patience| self.wire.runtime.clock.now() + patience);
+        sooner.map_or_else(|| self.deadline(), |sooner| sooner.min(self.deadline()))
     }
 }
 

@@ -34,7 +34,7 @@ impl Driver {
     }
 
     pub(super) async fn renew(&self, renew: &Renew) -> Result<Renewed> {
-        let (deadline, lease) = (self.deadline(), renew.lease);
+        let (deadline, lease) = (self.deadline_within(renew.patience), renew.lease);
         let ttl = self.keeper.keep_alive(&self.wire, lease, deadline).await?;
         Ok(Renewed::new(ttl, renew.at))
     }

@@ -116,6 +116,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
             // Before any order: a row of those that fail must not use up the term.
             () = core.runtime.clock.sleep_until(due.min(deadline)) => {}
+            () = core.sooner.notified() => continue,
             rewrite = due_rewrite(core, &mut rewriting) => {
                 tokio::select! {
                     biased;
@@ -147,7 +148,7 @@ async fn keep(core: &Core, orders: &mut mpsc::UnboundedReceiver<Order>) {
             }
         }
         if core.runtime.clock.has_passed(due) {
-            renew(core, deadline).await;
+            renew(core).await;
             // Again, if it failed before or was deleted.
             announce(core).await;
         }
@@ -165,19 +166,23 @@ async fn due_rewrite(core: &Core, rewriting: &mut Option<Rewriting>) -> Rewritin
     }
 }
 
-/// One attempt to renew, with a share of what is left.
-pub(super) async fn renew(core: &Core, deadline: Instant) {
+/// One attempt to renew, with a share of what is left to what ends first.
+pub(super) async fn renew(core: &Core) {
     let sent = core.runtime.clock.now();
-    let (lease, asked) = {
+    let (lease, asked, end) = {
         let mut shared = core.lock();
-        (shared.lease, shared.attached())
+        let ends = [shared.earliest(), shared.machine.deadline()];
+        let end = ends.into_iter().flatten().min();
+        (shared.lease, shared.attached(), end.unwrap_or(sent))
     };
     let keys: Vec<Key> = asked.iter().map(|attached| attached.key.clone()).collect();
-    let patience = (deadline.since(sent) / 3).max(Duration::from_millis(50));
+    let patience = (end.since(sent) / 3).max(Duration::from_millis(50));
+    // What the store knows by then is to be heard too.
+    let request = Renew::new(lease, sent, asked).within(patience - patience / 8);
     let answer = tokio::select! {
         biased;
         () = core.closing.cancelled() => return,
-        answer = core.store.renew(Renew::new(lease, sent, asked)) => answer,
+        answer = core.store.renew(request) => answer,
         () = core.runtime.clock.sleep(patience) => {
             Err(Error::new(ErrorKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
         }
@@ -192,7 +197,7 @@ pub(super) async fn renew(core: &Core, deadline: Instant) {
 }
 
 /// Carries an answer into the session's machine and into the term of each key that was `asked`
-/// for: one that was attached meanwhile counts from its own send until the next renewal.
+/// for: one that was attached meanwhile counts from its own send.
 fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewed>, now: Instant) {
     if !matches!(&answer, Ok(renewed) if renewed.keys.is_empty()) {
         // Without leases a renewal is a write, also one without an answer.
@@ -203,11 +208,9 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         Ok(renewed) if renewed.keys.is_empty() => {
             shared.machine.renewed(renewed.since, renewed.ttl, now);
             let nearer = shared.machine.widen(renewed.skew);
-            shared.curtail_all_but(asked, nearer);
-            if let Some(deadline) = shared.machine.deadline() {
-                let asked = asked.iter().filter_map(|key| shared.terms.get(key));
-                asked.for_each(|term| term.extend(deadline, nearer));
-            }
+            let asked = asked.iter().filter_map(|key| shared.terms.get(key));
+            asked.for_each(|term| term.renewed(renewed.since));
+            shared.reckon_all(nearer);
             shared.mind_the_earliest(now);
         }
         Ok(renewed) => {
@@ -231,26 +234,22 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
                 shared.machine.renewed(since, ttl, now);
             }
             let nearer = shared.machine.widen(skew);
-            let live = answers
-                .iter()
-                .filter(|(_, it)| matches!(it, KeyRenewal::Live { .. }));
-            let live: Vec<Key> = live.map(|(key, _)| (*key).clone()).collect();
-            shared.curtail_all_but(&live, nearer);
             for (key, answer) in answers {
                 let Some(term) = shared.terms.get(key) else {
                     continue;
                 };
                 match answer {
-                    KeyRenewal::Live { since } => {
-                        term.extend(shared.machine.deadline_of_key(since), nearer);
-                    }
+                    KeyRenewal::Live { since } => term.renewed(since),
                     KeyRenewal::Unknown => term.doubt(),
+                    // The next renewal begins with it, in its time.
+                    KeyRenewal::Untried => {}
                     KeyRenewal::Gone => {
                         term.lose(Loss::Deleted);
                         shared.terms.remove(key);
                     }
                 }
             }
+            shared.reckon_all(nearer);
             shared.mind_the_earliest(now);
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -260,6 +259,7 @@ fn settle(core: &Core, shared: &mut Shared, asked: &[Key], answer: Result<Renewe
         Err(error) => {
             tracing::debug!(target: "tenure::session", lease = %core.id, %error, "renewal failed");
             shared.machine.missed(now, &core.runtime.entropy);
+            shared.mind_the_earliest(now);
             shared.terms.values().for_each(|term| term.doubt());
         }
     }

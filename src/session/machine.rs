@@ -198,15 +198,20 @@ impl Machine {
     }
 
     /// A key's own deadline may be nearer than the session's: the next renewal must leave it two
-    /// thirds of its time, and a try after a failed one must not wait longer than it has.
-    pub(super) fn mind(&mut self, deadline: Instant, now: Instant) {
-        if let Phase::Running(term) = &mut self.phase {
-            let due = match term.suspect {
-                None => deadline - third(self.ttl, term.margin) * 2,
-                Some(_) => now + deadline.since(now) / 3,
-            };
-            term.due = term.due.min(due.max(now + BREATH));
-        }
+    /// thirds of its time, and a try after a failed one must not wait longer than it has. Whether
+    /// that makes it due sooner.
+    pub(super) fn mind(&mut self, deadline: Instant, now: Instant) -> bool {
+        let Phase::Running(term) = &mut self.phase else {
+            return false;
+        };
+        let due = match term.suspect {
+            None => deadline - third(self.ttl, term.margin) * 2,
+            Some(_) => now + deadline.since(now) / 3,
+        };
+        let due = due.max(now + BREATH);
+        let is_sooner = due < term.due;
+        term.due = term.due.min(due);
+        is_sooner
     }
 
     /// A renewal failed; another is due after a pause.

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use janitor::{Chore, Janitor};
@@ -101,6 +101,8 @@ struct Core {
     card: who::Card,
     shared: Mutex<Shared>,
     state: watch::Sender<SessionState>,
+    /// Told when the next renewal is due sooner.
+    sooner: Notify,
     /// Cancelled when the session is to be revoked.
     closing: CancellationToken,
     /// Set when it has been.
@@ -186,6 +188,7 @@ impl Session {
                 spares: Spares::default(),
             }),
             state: watch::Sender::new(SessionState::Starting),
+            sooner: Notify::new(),
             closing: CancellationToken::new(),
             revoked: AtomicBool::new(false),
             runtime,
@@ -389,7 +392,7 @@ impl Core {
         let mut shared = self.lock();
         let deadline = shared.machine.deadline_of_key(sent);
         let clock = self.runtime.clock.clone();
-        let term = Arc::new(Term::new(key.clone(), content, clock, deadline));
+        let term = Arc::new(Term::new(key.clone(), content, clock, sent, deadline));
         if shared.machine.state().is_over() {
             term.lose(Loss::Expired);
         } else {
@@ -397,6 +400,10 @@ impl Core {
             // the same names again: who had it is there no more.
             if let Some(before) = shared.terms.insert(key, term.clone()) {
                 before.lose(Loss::Deleted);
+            }
+            // Its request may have taken so long that it ends before the next renewal is due.
+            if shared.machine.mind(deadline, self.runtime.clock.now()) {
+                self.sooner.notify_one();
             }
         }
         term
@@ -417,13 +424,14 @@ impl Core {
 impl Shared {
     /// What is to be renewed. Not what is lost: to keep that alive would keep the next waiting.
     /// And not what is in doubt: a renewal that compares with a value of before would find another
-    /// one, and call the key lost.
+    /// one, and call the key lost. What ends first comes first: there may not be time for all.
     fn attached(&mut self) -> Vec<Attached> {
         self.terms.retain(|_, term| term.check().is_ok());
-        let certain = self.certain();
-        certain
-            .map(|(key, term)| Attached::new(key.clone(), term.value()))
-            .collect()
+        let mut certain: Vec<_> = self.certain().collect();
+        // A store that cannot do all of them in time has done those that would end first.
+        certain.sort_by_cached_key(|(_, term)| term.deadline());
+        let attached = |(key, term): (&Key, &Arc<Term>)| Attached::new(key.clone(), term.value());
+        certain.into_iter().map(attached).collect()
     }
 
     fn certain(&self) -> impl Iterator<Item = (&Key, &Arc<Term>)> {
@@ -436,22 +444,23 @@ impl Shared {
     /// A key that came during a renewal, or whose own counts from earlier than the session's,
     /// must not end before the next one.
     fn mind_the_earliest(&mut self, now: Instant) {
-        let deadlines = self.certain().filter_map(|(_, term)| term.deadline());
-        if let Some(earliest) = deadlines.min() {
+        if let Some(earliest) = self.earliest() {
             self.machine.mind(earliest, now);
         }
     }
 
-    /// The margin has grown by `nearer`: so much sooner ends every term that was not extended.
-    fn curtail_all_but(&self, extended: &[Key], nearer: Duration) {
-        if nearer.is_zero() {
-            return;
-        }
-        for (key, term) in &self.terms {
-            if !extended.contains(key) {
-                term.curtail(nearer);
-            }
-        }
+    /// When the first ends of what is to be renewed.
+    fn earliest(&self) -> Option<Instant> {
+        self.certain().filter_map(|(_, term)| term.deadline()).min()
+    }
+
+    /// The session's term has changed, and the margin has grown by `nearer`. That counts for each
+    /// key, also for one that no answer told of: it may have waited for the session's only.
+    fn reckon_all(&self, nearer: Duration) {
+        let end = |since| self.machine.deadline_of_key(since);
+        self.terms
+            .values()
+            .for_each(|term| term.reckon(end, nearer));
     }
 
     /// Warns, once, when the store makes each key cost a write for each renewal.

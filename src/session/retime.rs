@@ -39,7 +39,7 @@ pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
         return Err(Loss::Expired.into_error());
     };
     let outcome = if core.lock().asked == ttl {
-        again(core, deadline).await
+        again(core).await
     } else {
         change(core, ttl, deadline).await
     };
@@ -50,8 +50,8 @@ pub(super) async fn retime(core: &Core, ttl: Ttl) -> Result<()> {
 }
 
 /// Another term of the same length.
-async fn again(core: &Core, deadline: Instant) -> Result<()> {
-    renew(core, deadline).await;
+async fn again(core: &Core) -> Result<()> {
+    renew(core).await;
     let terms: Vec<_> = {
         let shared = core.lock();
         let terms = shared.terms.iter();
@@ -87,6 +87,7 @@ async fn change(core: &Core, ttl: Ttl, deadline: Instant) -> Result<()> {
     let mut moving = Moving {
         core,
         lease,
+        sent,
         until,
         begun: false,
     };
@@ -170,6 +171,8 @@ pub(super) async fn bounded<T>(
 struct Moving<'a> {
     core: &'a Core,
     lease: LeaseId,
+    /// When it was asked for.
+    sent: Instant,
     /// When the first term of the lease ends.
     until: Instant,
     /// Whether something may hang on the lease by now.
@@ -191,7 +194,7 @@ impl Moving<'_> {
             };
             let error = match self.step(key, value, term, deadline).await {
                 Ok(()) => {
-                    term.replace(self.until);
+                    term.replace(self.sent, self.until);
                     return term.check();
                 }
                 Err(error) if error.kind() == ErrorKind::Lost => return Err(error),

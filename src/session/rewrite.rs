@@ -204,8 +204,12 @@ impl Rewriting {
         term.has(Content { value, index });
         if let Some(sent) = sent {
             // It has given the key a whole term, as a renewal would have.
-            let deadline = core.lock().machine.deadline_of_key(sent);
-            term.extend(deadline, Duration::ZERO);
+            term.renewed(sent);
+            let shared = core.lock();
+            term.reckon(
+                |since| shared.machine.deadline_of_key(since),
+                Duration::ZERO,
+            );
         }
         Outcome::Settled(term.check())
     }

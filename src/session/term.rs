@@ -84,19 +84,27 @@ impl From<&Node> for Content {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    Held { deadline: Instant, suspect: bool },
+    Held {
+        deadline: Instant,
+        /// When the last request for this very key was sent that was answered.
+        since: Instant,
+        suspect: bool,
+    },
     Lost(Loss),
 }
 
 impl Term {
+    /// Of a key that was written by a request sent at `since`, until the deadline.
     pub(crate) fn new(
         key: Key,
         content: impl Into<Content>,
         clock: Clock,
+        since: Instant,
         deadline: Instant,
     ) -> Self {
         let standing = Mutex::new(Standing::Held {
             deadline,
+            since,
             suspect: false,
         });
         Self {
@@ -199,25 +207,27 @@ impl Term {
         }
     }
 
-    /// Another term was acknowledged, and the margin has grown by `nearer`. Comes too late if the
-    /// deadline has passed.
-    pub(super) fn extend(&self, to: Instant, nearer: Duration) {
-        self.update(|held, old| {
-            *held = Standing::Held {
-                deadline: to.max(old - nearer),
-                suspect: false,
-            };
+    /// A request for this very key that was sent then was answered. What that is worth is reckoned
+    /// next.
+    pub(super) fn renewed(&self, sent: Instant) {
+        self.update(|held, _| {
+            if let Standing::Held { since, suspect, .. } = held {
+                (*since, *suspect) = ((*since).max(sent), false);
+            }
         });
     }
 
-    /// The margin has grown by so much: the deadline is sooner.
-    pub(super) fn curtail(&self, nearer: Duration) {
-        let suspect = self.state() == HoldState::Suspect;
+    /// The session's term has changed, and the margin has grown by `nearer`. It ends when a key
+    /// ends whose own last answered request was sent at the given instant, and no sooner than it
+    /// did. Comes too late if the deadline has passed.
+    pub(super) fn reckon(&self, end: impl FnOnce(Instant) -> Instant, nearer: Duration) {
         self.update(|held, old| {
-            *held = Standing::Held {
-                deadline: old - nearer,
-                suspect,
-            };
+            if let Standing::Held {
+                deadline, since, ..
+            } = held
+            {
+                *deadline = end(*since).max(old - nearer);
+            }
         });
     }
 
@@ -230,11 +240,12 @@ impl Term {
         });
     }
 
-    /// It has a term of another length now, which ends here.
-    pub(super) fn replace(&self, deadline: Instant) {
+    /// It has a term of another length now, which counts from `since` and ends here.
+    pub(super) fn replace(&self, since: Instant, deadline: Instant) {
         self.update(|held, _| {
             *held = Standing::Held {
                 deadline,
+                since,
                 suspect: false,
             };
         });
@@ -242,10 +253,9 @@ impl Term {
 
     /// A renewal was not answered.
     pub(super) fn doubt(&self) {
-        self.update(|held, deadline| {
-            *held = Standing::Held {
-                deadline,
-                suspect: true,
+        self.update(|held, _| {
+            if let Standing::Held { suspect, .. } = held {
+                *suspect = true;
             }
         });
     }
@@ -311,7 +321,13 @@ mod tests {
 
     fn term(clock: &Clock, length: Duration) -> Term {
         let key = Key::new("/t").unwrap();
-        Term::new(key, Bytes::new(), clock.clone(), clock.now() + length)
+        let now = clock.now();
+        Term::new(key, Bytes::new(), clock.clone(), now, now + length)
+    }
+
+    fn extend(term: &Term, to: Instant, nearer: Duration) {
+        term.renewed(term.clock.now());
+        term.reckon(|_| to, nearer);
     }
 
     #[tokio::test(start_paused = true)]
@@ -331,12 +347,12 @@ mod tests {
         let term = term(&clock, SECOND);
         term.doubt();
         assert_eq!(term.state(), HoldState::Suspect);
-        term.extend(start + SECOND * 3, Duration::ZERO);
+        extend(&term, start + SECOND * 3, Duration::ZERO);
         assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND * 2).await;
         assert_eq!(term.state(), HoldState::Held);
         tokio::time::advance(SECOND).await;
-        term.extend(start + SECOND * 9, Duration::ZERO);
+        extend(&term, start + SECOND * 9, Duration::ZERO);
         assert_eq!(term.state(), HoldState::Lost);
     }
 
@@ -345,13 +361,13 @@ mod tests {
         let clock = Clock::tokio();
         let start = clock.now();
         let term = term(&clock, SECOND * 5);
-        term.curtail(SECOND);
+        term.reckon(|since| since, SECOND);
         assert_eq!(term.deadline(), Some(start + SECOND * 4));
-        term.extend(start + SECOND * 3, SECOND * 2);
+        extend(&term, start + SECOND * 3, SECOND * 2);
         assert_eq!(term.deadline(), Some(start + SECOND * 3));
-        term.extend(start + SECOND * 6, SECOND * 9);
+        extend(&term, start + SECOND * 6, SECOND * 9);
         assert_eq!(term.deadline(), Some(start + SECOND * 6));
-        term.curtail(SECOND * 6);
+        term.reckon(|since| since, SECOND * 6);
         assert_eq!(term.state(), HoldState::Lost);
     }
 
@@ -360,7 +376,7 @@ mod tests {
         let clock = Clock::tokio();
         let start = clock.now();
         let term = term(&clock, SECOND);
-        term.extend(start + SECOND * 5, Duration::ZERO);
+        extend(&term, start + SECOND * 5, Duration::ZERO);
         assert_eq!(term.lost().await, Loss::Expired);
         assert_eq!(clock.now(), start + SECOND * 5);
     }

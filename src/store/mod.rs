@@ -136,7 +136,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Asks for another full term for a lease and the keys that hang on it.
     ///
     /// A store with real leases renews the lease and answers for no key. One without renews
-    /// exactly `keys`, and answers for each; it errs only when it could tell about none of them.
+    /// exactly `keys`, and answers for each, within the patience of the request; it errs only when
+    /// it could tell about none of them.
     ///
     /// Cost: 1 request; on a store without leases 1 write for each key.
     ///

@@ -335,6 +335,9 @@ pub enum KeyRenewal {
     Gone,
     /// No answer: it may or may not have been renewed.
     Unknown,
+    /// There was no time left for it [within the patience of the request](super::Renew::patience): nothing was
+    /// sent.
+    Untried,
 }
 
 /// The answer to a renewal.

@@ -103,6 +103,11 @@ impl Transport {
         self.runtime.clock.now() + self.latency.attempt(self.timeout, 0)
     }
 
+    /// What hardly any answer takes longer than.
+    pub(crate) fn usual(&self) -> Duration {
+        self.latency.p99()
+    }
+
     /// Delays between rounds: see [`pauses`].
     pub(crate) fn pauses(&self) -> impl Iterator<Item = Duration> + Send + Sync + use<> {
         pauses(&self.runtime.entropy)

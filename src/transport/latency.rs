@@ -91,7 +91,11 @@ impl Latency {
     ) -> Limits {
         let attempt = self.attempt(whole, rounds);
         let others = u32::try_from(others).unwrap_or(u32::MAX - 1);
-        let share = attempt.min(deadline.since(now) / (others + 1));
+        let left = deadline.since(now);
+        // Less than what is normal would leave each before it can answer.
+        let share = attempt
+            .min(left / (others + 1))
+            .max(left.min(self.p99() * 2));
         let answer = match repeat {
             Repeat::Harmless => now + share,
             Repeat::NeverSent => deadline.min(now + attempt.max(whole / 3)),

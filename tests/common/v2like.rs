@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tenure::runtime::Instant;
 use tenure::store::{
     About, Append, Appended, Commit, Committed, Condition, Delete, Deleted, Expiry, Get, Grant,
@@ -270,11 +271,17 @@ impl<S: Store + Clone> Store for V2Like<S> {
             }
             lease.keys.clone()
         };
-        let mut keys = Vec::new();
-        for (key, held) in known {
-            let renewal = self.renew_key(&renew, &key, held).await;
-            keys.push((key, renewal));
-        }
+        let renewals = renew.keys.iter().filter_map(|attached| {
+            let held = known.get(&attached.key)?.clone();
+            Some(async {
+                let renewal = self.renew_key(&renew, &attached.key, held);
+                let patience = renew.patience.unwrap_or(Duration::MAX);
+                let renewal = tokio::time::timeout(patience, renewal).await;
+                let renewal = renewal.unwrap_or(KeyRenewal::Unknown);
+                (attached.key.clone(), renewal)
+            })
+        });
+        let keys = join_all(renewals).await;
         if !keys.is_empty() && keys.iter().all(|(_, it)| *it == KeyRenewal::Unknown) {
             return Err(Error::new(ErrorKind::Unavailable, "no key could be told"));
         }

@@ -233,6 +233,7 @@ mod tests {
             key.clone(),
             bytes::Bytes::new(),
             Clock::boot(),
+            at(0),
             at(u64::MAX),
         );
         let ttl = Ttl::new(Duration::from_secs(secs)).unwrap();

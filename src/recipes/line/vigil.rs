@@ -21,10 +21,12 @@ use futures_util::{FutureExt, StreamExt};
 use super::Lines;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Index, Key};
+use crate::runtime::Instant;
 use crate::session::{Loss, Term};
 use crate::store::{Get, Store, Update, Updates, Watch};
 
-/// The pause after a watch that failed, and the longest after one that does so again and again.
+/// The pause after a watch that failed, and the longest after one that does so again and again: one
+/// that has lived for longer than that begins anew.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -36,7 +38,10 @@ pub(super) struct Vigil {
     at: Index,
     /// The first index that was not told.
     from: Index,
+    /// How many watches in a row failed soon.
     failures: u32,
+    /// When the present one was asked for.
+    began: Instant,
     step: Step,
 }
 
@@ -53,6 +58,7 @@ impl Vigil {
         let from = at.next();
         Self {
             step: watch(&lines, &term, from),
+            began: lines.runtime.clock.now(),
             lines,
             term,
             at,
@@ -81,6 +87,16 @@ impl Vigil {
     fn recover(&mut self, error: Error) {
         let key = self.term.key().clone();
         tracing::debug!(target: "tenure::line", %key, %error, "cannot watch a key that is held");
+        // One that lasted was worth its opening. That it said something would not do: it may say so
+        // each time before it fails.
+        if self
+            .lines
+            .runtime
+            .clock
+            .has_passed(self.began + LONGEST_PAUSE)
+        {
+            self.failures = 0;
+        }
         let pause = SHORTEST_PAUSE * 2_u32.saturating_pow(self.failures);
         self.failures += 1;
         let (lines, at) = (self.lines.clone(), self.at);
@@ -96,6 +112,7 @@ impl Vigil {
             None => {}
         }
         self.step = watch(&self.lines, &self.term, self.from);
+        self.began = self.lines.runtime.clock.now();
         false
     }
 }

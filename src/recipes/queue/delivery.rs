@@ -89,8 +89,8 @@ impl Claim {
         (clock, max_run): (Clock, Duration),
         orders: mpsc::UnboundedSender<Order>,
     ) -> Arc<Self> {
-        let until = clock.now() + max_run;
-        let own = Term::new(node.key.clone(), node.value.clone(), clock.clone(), until);
+        let (key, value, now) = (node.key.clone(), node.value.clone(), clock.now());
+        let own = Term::new(key, value, clock.clone(), now, now + max_run);
         Arc::new(Self {
             claimed,
             key: node.key,

@@ -1,5 +1,7 @@
 //! Leases.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::key::{Key, LeaseId, Ttl};
@@ -48,13 +50,30 @@ pub struct Renew {
     /// The caller's clock when it called. The store never reads it: it gives back the one from
     /// which an acknowledged term counts, this one or that of an earlier, unanswered attempt.
     pub at: Instant,
-    /// The keys that still matter. A key that is not among them is renewed no more.
+    /// The keys that still matter, the most urgent first: where they are renewed one by one, in this
+    /// order. A key that is not among them is renewed no more.
     pub keys: Vec<Attached>,
+    /// How long the caller listens, if that is less than the store's own timeout. A store that
+    /// answers for each key answers within it, with what it knows by then: a key without an answer
+    /// must not cost the others theirs, nor a server that hangs the whole of a short term.
+    pub patience: Option<Duration>,
 }
 
 impl Renew {
     /// Another term for `lease` and `keys`, counted from `at`.
     pub fn new(lease: LeaseId, at: Instant, keys: Vec<Attached>) -> Self {
-        Self { lease, at, keys }
+        Self {
+            lease,
+            at,
+            keys,
+            patience: None,
+        }
+    }
+
+    /// To be answered within this.
+    #[must_use]
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 }
