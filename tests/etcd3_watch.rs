@@ -22,6 +22,7 @@ use tenure::etcd3::{Builder, Etcd3};
 use tenure::runtime::Clock;
 use tenure::store::{Change, Commit, Delete, Expiry, Put, Update, Updates, Watch};
 use tenure::{Error, ErrorKind, Index, Store, StoreExt};
+use tokio::net::TcpListener;
 
 fn impatient(url: &str) -> Builder {
     Etcd3::builder(url)
@@ -163,6 +164,62 @@ async fn a_silent_server_is_left_for_another_and_nothing_is_missed() {
     assert_eq!(told(&mut updates).await, "/w/k +after");
     let took = clock.now().since(since);
     assert!(took < Duration::from_secs(5), "it took {took:?}");
+    println!("moved within {took:?}");
+}
+
+/// Longer than any of these tests takes: what moves a watch here is not the silence.
+const NEVER: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_server_that_accepts_the_watches_and_says_nothing_is_left_after_one_attempt() {
+    let etcd = Etcd::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut client = h2::server::handshake(client).await.unwrap();
+                let mut kept = Vec::new();
+                while let Some(Ok((_, mut respond))) = client.accept().await {
+                    let head = http::Response::builder().header("content-type", "application/grpc");
+                    kept.push(respond.send_response(head.body(()).unwrap(), false));
+                }
+            });
+        }
+    });
+    let urls = format!("http://{mute},{}", etcd.url());
+    let store = Etcd3::builder(urls).watchdog_period(NEVER).build().unwrap();
+    let clock = Clock::boot();
+    let since = clock.now();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    let took = clock.now().since(since);
+    assert!(took < Duration::from_secs(10), "it took {took:?}");
+    println!("left within {took:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_calls_have_left_is_asked_at_once_whether_it_still_feeds_the_watches() {
+    let members = tokio::task::spawn_blocking(Etcd::start_three)
+        .await
+        .unwrap();
+    let gate = Gate::start(members[0].client_port()).await;
+    let urls = format!("{},{}", gate.url(), members[1].url());
+    let store = Etcd3::builder(urls).watchdog_period(NEVER).build().unwrap();
+    let direct = Etcd3::new(members[2].url()).unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    write(&direct, "/w/k", "before").await;
+    assert_eq!(told(&mut updates).await, "/w/k +before");
+    gate.set(Pass::Nothing);
+    let clock = Clock::boot();
+    let since = clock.now();
+    write(&direct, "/w/k", "after").await;
+    // One attempt, by any call, and one for the sign of life.
+    assert!(store.contains(&key("/w/k")).await.unwrap());
+    assert_eq!(told(&mut updates).await, "/w/k +after");
+    let took = clock.now().since(since);
+    assert!(took < Duration::from_secs(15), "it took {took:?}");
     println!("moved within {took:?}");
 }
 

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! A server that is cut off from the others ends the stream by itself (it is asked to want a
-//! leader); one that hangs says nothing. So after a silence it is asked for a sign of life.
+//! leader); one that hangs says nothing. So it is asked for a sign of life: when the stream begins,
+//! after a silence, and when calls have left that server for another. The answer has the time of one
+//! attempt.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -184,8 +186,10 @@ impl Run {
     ) -> Left {
         let wire = self.wire.clone();
         let clock = &wire.runtime.clock;
-        // Whether a sign of life was asked for, and until when something must come.
-        let (mut asked, mut until) = (false, clock.now() + self.watchdog_period);
+        // Whether a sign of life was asked for, and until when something must come. A new stream was
+        // asked for one: a server that has accepted it and says nothing is not waited for twice.
+        let (mut asked, mut until) = (true, wire.stream_limits().answer);
+        let mut moved = wire.endpoints.moved();
         loop {
             tokio::select! {
                 biased;
@@ -234,6 +238,13 @@ impl Run {
                     }
                 }
                 Some((id, at, created)) = self.looks.next() => self.looked(id, at, created, asks),
+                // Calls have left this server, so it may not be there for the watches either.
+                Ok(()) = moved.changed(), if !asked => {
+                    if wire.endpoints.current() != *endpoint {
+                        asks.sign_of_life();
+                        (asked, until) = (true, wire.stream_limits().answer);
+                    }
+                }
                 () = clock.sleep_until(until) => {
                     if asked {
                         let text = "the server of the watches gives no sign of life";

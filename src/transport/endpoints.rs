@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::uri::Scheme;
+use tokio::sync::watch;
 
 use super::endpoint::{Credentials, Endpoint};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,8 @@ const GRUDGE: Duration = Duration::from_secs(5);
 pub(crate) struct Endpoints {
     given: Box<[Arc<Endpoint>]>,
     shared: Mutex<Shared>,
+    /// How often the current one has changed.
+    moves: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -37,8 +40,6 @@ struct Shared {
     current: Arc<Endpoint>,
     /// When each of them last failed, if it has not answered since.
     failed: BTreeMap<Arc<str>, Instant>,
-    /// How often the current one has changed.
-    moves: u64,
 }
 
 impl Endpoints {
@@ -77,11 +78,11 @@ impl Endpoints {
             list: given.clone().into(),
             current,
             failed: BTreeMap::new(),
-            moves: 0,
         };
         Self {
             given: given.into(),
             shared: Mutex::new(shared),
+            moves: watch::Sender::new(0),
         }
     }
 
@@ -117,7 +118,12 @@ impl Endpoints {
 
     /// How often another one has become the current one.
     pub(crate) fn moves(&self) -> u64 {
-        self.lock().moves
+        *self.moves.borrow()
+    }
+
+    /// Tells of each move from now on.
+    pub(crate) fn moved(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// All of them, in the order in which they are asked now.
@@ -142,7 +148,7 @@ impl Endpoints {
             && let Some(next) = shared.order(now).into_iter().find(|it| **it != *endpoint)
         {
             shared.current = next;
-            shared.moves += 1;
+            self.moves.send_modify(|moves| *moves += 1);
         }
     }
 

@@ -160,15 +160,20 @@ async fn set(
             // The store says why not.
             (when, None) => put(when.clone(), Expiry::Never).await,
             (when, Some(node)) => {
-                let pinned = match when {
-                    Condition::Value(value) => Condition::Both {
-                        value: value.clone(),
-                        index: node.modified,
-                    },
-                    Condition::Any | Condition::Present => Condition::Index(node.modified),
-                    other => other.clone(),
-                };
-                put(pinned, node.expiry()?).await
+                let expiry = node.expiry()?;
+                match when {
+                    Condition::Value(value) => {
+                        let (value, index) = (value.clone(), node.modified);
+                        put(Condition::Both { value, index }, expiry).await
+                    }
+                    // Which finds out what became of it when its answer is lost.
+                    Condition::Any | Condition::Present => {
+                        let mut node = node.clone();
+                        node.value = value.to_vec().into();
+                        store.update(&node, expiry).await
+                    }
+                    other => put(other.clone(), expiry).await,
+                }
             }
         };
         match outcome {
