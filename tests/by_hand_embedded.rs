@@ -386,3 +386,31 @@ async fn however_many_renewals_fail_the_background_renews_between_them() {
     assert!(lock.is_locked().await.unwrap());
     assert_eq!(link.calls(Call::Grant), 41);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_that_a_slow_store_has_used_up_before_anything_moved_costs_no_lock() {
+    let (long, short) = (Duration::from_secs(60), Duration::from_secs(2));
+    for (world, slow) in KINDS
+        .into_iter()
+        .flat_map(|it| [(it, Call::Get), (it, Call::Grant)])
+    {
+        for late in [short * 2 / 3, short + short / 2] {
+            let world = world(1);
+            let (client, link) = world.client_on_a_link();
+            let mut lock = client.get_lock("/customer1", long);
+            lock.acquire().await.unwrap();
+            link.next(slow, Fault::SlowReply(late));
+            let calls = link.calls(slow);
+            let renewed = lock.renew(short).await;
+            assert_eq!(
+                renewed.is_err(),
+                link.calls(slow) > calls,
+                "{slow:?}, {late:?}"
+            );
+            let kind = renewed.err().map(|it| it.kind());
+            assert!(kind.is_none_or(|it| it == ErrorKind::Timeout), "{kind:?}");
+            world.runtime.clock.sleep(long * 2).await;
+            assert!(lock.is_locked().await.unwrap(), "{slow:?}, {late:?}");
+        }
+    }
+}

@@ -28,6 +28,7 @@ on_both! {
     a_command_whose_claim_is_lost_is_killed,
     a_command_whose_guardian_stands_still_is_killed_from_above,
     a_raw_queue_is_fed_by_anybody,
+    a_command_may_run_for_most_of_what_it_may_take_however_long_the_ttl,
 }
 
 fn queue(etcd: &Place, arguments: &[&str]) -> Command {
@@ -402,4 +403,19 @@ fn a_raw_queue_is_fed_by_anybody(api: Api) {
     assert_eq!(code(&output), 0, "{output:?}");
     assert_eq!(lines(&log, 2), ["test", "mine"]);
     assert_eq!(children(&etcd, "/nodes/queue"), [""; 0]);
+}
+
+fn a_command_may_run_for_most_of_what_it_may_take_however_long_the_ttl(api: Api) {
+    let (etcd, files) = (api.start(), Directory::new());
+    let log = files.file("log");
+    assert_eq!(code(&run(&etcd, &["push", "q", "job"])), 0);
+    let script = format!("sleep 1; echo $TENURE_JOB_ATTEMPT >> {}", log.display());
+    // A fifth of the TTL is all of it, and longer.
+    let options = ["--ttl", "20s", "--max-run", "3s", "--until-empty"];
+    let output = work(&etcd, &options, &script).output().unwrap();
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(lines(&log, 1), ["1"]);
+    let options = ["--max-run", "3s", "--grace", "1400ms"];
+    let output = work(&etcd, &options, "true").output().unwrap();
+    assert_eq!(code(&output), 64, "{output:?}");
 }

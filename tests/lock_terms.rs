@@ -405,3 +405,20 @@ async fn a_ticket_whose_append_took_most_of_a_term_is_renewed_before_its_own_dea
         assert!(late.is_held(), "with leases {leases}: nothing has failed");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_took_most_of_its_term_to_come_is_asked_for_again() {
+    // With the longest the first term is over before it begins.
+    for late in [TTL / 3, TTL * 3 / 4, TTL * 2] {
+        let scene = scene();
+        let link = Faulty::new(scene.store.clone(), 1);
+        let client = scene.client(link.clone());
+        link.next(Call::Grant, Fault::SlowReply(late));
+        // What is left is all there is for a while.
+        link.set_odds(Call::Renew, refused());
+        let guard = client.lock("a").acquire().await.unwrap();
+        let left = guard.deadline().unwrap().since(scene.runtime.clock.now());
+        assert!(left > TTL / 2, "{late:?}: {left:?} of {TTL:?}");
+        assert_eq!(link.calls(Call::Grant), if late < TTL / 2 { 1 } else { 2 });
+    }
+}

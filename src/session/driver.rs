@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
 use crate::runtime::Instant;
+use crate::session::machine::Machine;
 use crate::session::retime::retime;
 use crate::session::rewrite::Rewriting;
 use crate::session::who::announce;
 use crate::session::{Core, Loss, Order, SessionState, Shared};
-use crate::store::{Grant, KeyRenewal, Renew, Renewed};
+use crate::store::{Grant, Granted, KeyRenewal, Renew, Renewed};
 
 /// Runs until the session is lost or closed.
 pub(super) async fn drive(core: Arc<Core>, mut orders: mpsc::UnboundedReceiver<Order>) {
@@ -49,8 +50,12 @@ pub(super) async fn drive(core: Arc<Core>, mut orders: mpsc::UnboundedReceiver<O
     revoke(&core).await;
 }
 
+/// How often a lease is asked for again that took most of its term to come.
+const SLOW_GRANTS: u32 = 2;
+
 /// Asks for the lease; whether it was granted.
 async fn start(core: &Core) -> bool {
+    let mut slow = 0;
     loop {
         let sent = core.runtime.clock.now();
         let grant = Grant::new(core.id, core.lock().machine.ttl());
@@ -64,6 +69,12 @@ async fn start(core: &Core) -> bool {
             outcome = core.store.grant(grant) => outcome,
         };
         let granted = outcome.is_ok();
+        let now = core.runtime.clock.now();
+        if slow < SLOW_GRANTS && outcome.as_ref().is_ok_and(|it| is_late(sent, *it, now)) {
+            // It is there: this is a renewal, and over a connection that is there too.
+            slow += 1;
+            continue;
+        }
         let pause = {
             let mut shared = core.lock();
             match outcome.and_then(|granted| shared.machine.granted(sent, granted)) {
@@ -89,6 +100,12 @@ async fn start(core: &Core) -> bool {
         };
         core.runtime.clock.sleep(pause).await;
     }
+}
+
+/// Whether more than half of a term is over before it begins. What is acquired in the rest could be
+/// lost before the first renewal is answered.
+fn is_late(sent: Instant, granted: Granted, now: Instant) -> bool {
+    Machine::prospect(sent, granted).is_ok_and(|until| until.since(now) * 2 < until.since(sent))
 }
 
 /// Renews until the session is over.

@@ -210,6 +210,13 @@ impl Moving<'_> {
         }
     }
 
+    /// Whether more than half of the new term is over. A shorter one would else be the end of what
+    /// is held for long.
+    fn is_late(&self) -> bool {
+        let left = self.until.since(self.core.runtime.clock.now());
+        left * 2 < self.until.since(self.sent)
+    }
+
     async fn step(
         &mut self,
         key: &Key,
@@ -219,7 +226,13 @@ impl Moving<'_> {
     ) -> Result<()> {
         let (core, lease) = (self.core, self.lease);
         let look = core.store.get(Get::node(key.clone()));
-        let view = bounded(core, deadline, look).await.map_err(as_read)?;
+        // As long as nothing has moved, the new term is not to end meanwhile either.
+        let limit = if self.begun {
+            deadline
+        } else {
+            deadline.min(self.until)
+        };
+        let view = bounded(core, limit, look).await.map_err(as_read)?;
         let node = view.nodes.into_iter().next();
         let Some(Node {
             modified,
@@ -232,6 +245,10 @@ impl Moving<'_> {
         };
         if on == Some(lease) {
             return Ok(());
+        }
+        if !self.begun && self.is_late() {
+            let text = "the store took most of the new term to answer, so nothing was moved to it";
+            return Err(Error::new(ErrorKind::Timeout, text));
         }
         let earliest = self.until.min(deadline);
         term.end_at(earliest);

@@ -128,7 +128,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// [`About::commits`] is false.
     async fn commit(&self, commit: Commit) -> Result<Committed>;
 
-    /// Makes a lease live, or finds that it is. Repeating it is harmless: the client chose the id.
+    /// Makes a lease live, or finds that it is; either way with a whole term that counts from this
+    /// call. Repeating it is harmless: the client chose the id.
     ///
     /// Cost: 1 write where the store has leases, else nothing.
     async fn grant(&self, grant: Grant) -> Result<Granted>;

@@ -92,12 +92,11 @@ impl Latency {
         let attempt = self.attempt(whole, rounds);
         let others = u32::try_from(others).unwrap_or(u32::MAX - 1);
         let left = deadline.since(now);
-        // Less than what is normal would leave each before it can answer.
-        let share = attempt
-            .min(left / (others + 1))
-            .max(left.min(self.p99() * 2));
+        let share = attempt.min(left / (others + 1));
+        // Less than this would leave each before it can answer.
+        let least = left.min((self.p99() * 2).max(UNUSUAL));
         let answer = match repeat {
-            Repeat::Harmless => now + share,
+            Repeat::Harmless => now + share.max(least),
             Repeat::NeverSent => deadline.min(now + attempt.max(whole / 3)),
         };
         Limits {
@@ -138,6 +137,25 @@ mod tests {
             latency.record(Duration::from_millis(50));
         }
         assert_eq!(latency.hedge_after(), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn however_little_time_there_is_nobody_is_left_before_an_answer_can_come() {
+        let latency = Latency::default();
+        let millis = Duration::from_millis;
+        let (now, whole) = (Instant::new(millis(0)), Duration::from_secs(5));
+        let limits = |left, others| {
+            let repeat = Repeat::Harmless;
+            let limits = latency.limits(repeat, now, now + millis(left), (whole, 0, others));
+            (limits.connect.since(now), limits.answer.since(now))
+        };
+        assert_eq!(limits(6_000, 2), (millis(1_000), millis(1_000)));
+        assert_eq!(limits(900, 2), (millis(300), millis(300)));
+        // A connection to nobody takes no more than its share; an answer may.
+        assert_eq!(limits(450, 2), (millis(150), UNUSUAL));
+        assert_eq!(limits(90, 2), (millis(30), millis(90)));
+        latency.record(millis(150));
+        assert_eq!(limits(450, 2), (millis(150), millis(300)));
     }
 
     #[test]

@@ -43,8 +43,9 @@ pub(crate) const GUARDIAN: &str = "__guardian";
 pub(crate) const STARTER: &str = "__starter";
 
 /// How long before the deadline everything is killed.
-const LEAD: Duration = Duration::from_millis(150);
-/// How often the clock is read at least: timers stand still while a machine sleeps.
+pub(crate) const LEAD: Duration = Duration::from_millis(150);
+/// How often the clock is read at least, and whenever something is due: timers stand still while a
+/// machine sleeps.
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is looked whether everything is gone.
 const BUSY_TICK: Duration = Duration::from_millis(5);
@@ -52,7 +53,7 @@ const BUSY_TICK: Duration = Duration::from_millis(5);
 /// What `tenure` tells the guardian, one line each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The lock is surely held until then.
+    /// The lock is surely held until then: longer than was said before, or not so long.
     Deadline(Instant),
     /// Pass this signal on.
     Signal(i32),
@@ -239,6 +240,15 @@ impl Plan {
             self.stage
         }
     }
+
+    /// How long until the next stage is due.
+    fn next(&self, now: Instant) -> Duration {
+        let kill = self.deadline - LEAD;
+        match self.stage {
+            Stage::Running => (kill - self.grace).since(now),
+            Stage::Asked | Stage::Killing => kill.since(now),
+        }
+    }
 }
 
 impl Guardian {
@@ -301,15 +311,18 @@ impl Guardian {
             }
             // Ending what is left is done by looking again and again.
             let busy = self.ended.is_some() || self.plan.stage == Stage::Killing;
-            match self
-                .events
-                .recv_timeout(if busy { BUSY_TICK } else { TICK })
-            {
+            let tick = if busy {
+                BUSY_TICK
+            } else {
+                // A grace can be shorter than a tick, and is to be one all the same.
+                TICK.min(self.plan.next(self.clock.now()))
+            };
+            match self.events.recv_timeout(tick) {
                 Ok(Event::Order(Order::Deadline(deadline))) => {
                     // A term that has ended stays ended, and what a command left behind has its
                     // grace and no more.
                     if self.plan.stage != Stage::Killing && self.ended.is_none() {
-                        self.plan.deadline = self.plan.deadline.max(deadline);
+                        self.plan.deadline = deadline;
                     }
                 }
                 Ok(Event::Order(Order::Signal(number))) => self.pass_on(number),
@@ -461,6 +474,31 @@ mod tests {
         assert_eq!(plan.due(at(99)), Stage::Asked);
         assert_eq!(plan.due(at(100) - LEAD), Stage::Killing);
         assert_eq!(plan.due(at(200)), Stage::Killing);
+    }
+
+    #[test]
+    fn whatever_the_grace_each_stage_is_entered_when_it_is_due() {
+        for grace in [0, 1, 40, 99, 100, 1_000].map(Duration::from_millis) {
+            let deadline = at(100);
+            let mut plan = Plan {
+                deadline,
+                grace,
+                stage: Stage::Running,
+            };
+            let mut now = at(98) + Duration::from_millis(33);
+            let mut entered = Vec::new();
+            while plan.stage != Stage::Killing {
+                now = now + TICK.min(plan.next(now));
+                let due = plan.due(now);
+                if due != plan.stage {
+                    plan.stage = due;
+                    entered.push((due, deadline.since(now)));
+                }
+            }
+            let mut stages = vec![(Stage::Asked, LEAD + grace), (Stage::Killing, LEAD)];
+            stages.retain(|(stage, _)| *stage == Stage::Killing || !grace.is_zero());
+            assert_eq!(entered, stages);
+        }
     }
 
     #[test]

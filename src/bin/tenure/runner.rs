@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tenure::runtime::Instant;
+use tenure::runtime::{Clock, Instant};
 use tenure::{Hold, Job, Key};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -19,7 +19,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
 use crate::exit;
-use crate::guardian::{GUARDIAN, Order, Report, hand_over};
+use crate::guardian::{GUARDIAN, LEAD, Order, Report, hand_over};
 use crate::process::{End, adopt_orphans, all_gone, reap, signal_strays, this_binary};
 use crate::signals::Signals;
 
@@ -28,7 +28,7 @@ use crate::signals::Signals;
 const SLACK: Duration = Duration::from_millis(500);
 /// How long the guardian has for what it was told, before its work is done from here.
 const GUARDIAN_PATIENCE: Duration = Duration::from_millis(100);
-/// How often it is looked whether the deadline of a job has moved.
+/// How often it is looked whether the deadline has moved otherwise than by a renewal of a lock.
 const GLANCE: Duration = Duration::from_millis(50);
 /// So often nothing is found before it is believed: a look can miss one whose parent ends.
 const LOOKS: u32 = 10;
@@ -70,22 +70,58 @@ impl Term<'_> {
         }
     }
 
-    /// The deadline once it is later than `known`; `None` once it is lost.
-    async fn extended(&self, known: Instant) -> Option<Instant> {
-        let job = match self {
-            Self::Hold(hold) => return hold.extended(known).await,
-            Self::Job(job) => job,
-        };
+    /// The deadline once it is another than `known`: later, or nearer, as it is when the servers'
+    /// clocks turn out to differ by more than before. `None` once it is lost.
+    async fn moved(&self, known: Instant) -> Option<Instant> {
         loop {
-            match job.deadline()? {
-                deadline if deadline > known => return Some(deadline),
-                _ => {}
+            let deadline = self.deadline()?;
+            if deadline != known {
+                return Some(deadline);
             }
+            let news = async {
+                match self {
+                    Self::Hold(hold) => drop(hold.extended(known).await),
+                    Self::Job(job) => drop(job.lost().await),
+                }
+            };
             tokio::select! {
                 biased;
-                _ = job.lost() => return None,
+                () = news => {}
                 () = tokio::time::sleep(GLANCE) => {}
             }
+        }
+    }
+
+    /// The grace for a command that begins now. Waits for a renewal, if the command would be asked
+    /// to end before the next one can have come; what does not fit even after that is cut. `None`
+    /// once it is lost.
+    async fn room(&self, grace: Duration) -> Option<Duration> {
+        let clock = Clock::boot();
+        let mut is_final = false;
+        loop {
+            let deadline = self.deadline()?;
+            let left = deadline.since(clock.now());
+            let longest = longest(left);
+            if grace <= longest {
+                return Some(grace);
+            }
+            if is_final {
+                eprintln!(
+                    "tenure: {} is held for {left:?} at a time: the grace is {longest:?}, not {grace:?}",
+                    self.key()
+                );
+                return Some(longest);
+            }
+            is_final = match self {
+                Self::Hold(_) => self.moved(deadline).await? > deadline,
+                // No renewal moves the end of what a job may take.
+                Self::Job(_) => {
+                    let moved = tokio::time::timeout(left / 2, self.moved(deadline)).await;
+                    moved
+                        .ok()
+                        .is_none_or(|it| it.is_some_and(|it| it > deadline))
+                }
+            };
         }
     }
 }
@@ -155,9 +191,39 @@ pub(crate) fn grace(ttl: Duration, asked: Option<Duration>) -> Result<Duration, 
     Ok(grace)
 }
 
+/// The same for a command that may take so long: the grace is a part of that.
+pub(crate) fn grace_within(
+    max_run: Duration,
+    ttl: Duration,
+    asked: Option<Duration>,
+) -> Result<Duration, u8> {
+    let longest = (max_run / 2).saturating_sub(LEAD);
+    let grace = match asked {
+        Some(_) => grace(ttl, asked)?,
+        None => grace(ttl, None)?.min(longest).min(max_run / 5),
+    };
+    if grace > longest {
+        eprintln!(
+            "tenure: of {max_run:?} that a command may run the grace is at most {longest:?}, not \
+             {grace:?}"
+        );
+        return Err(exit::USAGE);
+    }
+    Ok(grace)
+}
+
+/// The longest grace that begins no sooner than the next renewal is due, which is when a third of what
+/// is left is over at the latest.
+fn longest(left: Duration) -> Duration {
+    (left - left / 3).saturating_sub(LEAD)
+}
+
 /// Runs a command until it has ended.
 pub(crate) async fn run(term: &Term<'_>, task: &Task<'_>, orders: Orders<'_>) -> Outcome {
-    match Running::start(term, task) {
+    let Some(grace) = term.room(task.grace).await else {
+        return Outcome::Lost(NOT_STARTED);
+    };
+    match Running::start(term, task, grace) {
         Ok(running) => running.watch(term, orders).await,
         Err(_) if !term.is_held() => Outcome::Lost(NOT_STARTED),
         Err(error) => {
@@ -190,13 +256,13 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(term: &Term<'_>, task: &Task<'_>) -> io::Result<Self> {
+    fn start(term: &Term<'_>, task: &Task<'_>, grace: Duration) -> io::Result<Self> {
         adopt_orphans();
         let deadline = term.deadline().ok_or(io::ErrorKind::TimedOut)?;
         let (ours, theirs) = StdUnixStream::pair()?;
         let guardian = this_binary()?
             .arg(GUARDIAN)
-            .arg(task.grace.as_millis().to_string())
+            .arg(grace.as_millis().to_string())
             .args(task.command)
             .env("TENURE_KEY", term.key().as_str())
             .env("TENURE_TOKEN", term.token().to_string())
@@ -239,7 +305,7 @@ impl Running {
                         Report::Stopped(_) => Outcome::Lost(STOPPED),
                     };
                 }
-                extended = term.extended(self.told) => match extended {
+                moved = term.moved(self.told) => match moved {
                     Some(deadline) => {
                         self.told = deadline;
                         self.order(Order::Deadline(deadline)).await;
@@ -324,3 +390,35 @@ impl Running {
 
 const STOPPED: &str = "the command was stopped";
 const NOT_STARTED: &str = "the command was not started";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_grace_begins_before_a_renewal_is_due_however_wide_the_margin_of_a_term() {
+        let ttl = Duration::from_secs(10);
+        let asked = grace(ttl, Some(Duration::from_millis(4_500))).unwrap();
+        for skew in [0, 500, 2_000, 4_900].map(Duration::from_millis) {
+            // What is left after a renewal.
+            let left = ttl - ttl / 200 - Duration::from_millis(20) - skew;
+            let grace = asked.min(longest(left));
+            assert!(left - LEAD - grace >= left / 3, "{skew:?}");
+            assert!(grace == asked || skew > Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn a_grace_is_a_part_of_what_a_command_may_take() {
+        let secs = Duration::from_secs;
+        assert_eq!(grace_within(secs(300), secs(10), None), Ok(secs(2)));
+        assert_eq!(grace_within(secs(5), secs(60), None), Ok(secs(1)));
+        assert_eq!(grace_within(secs(5), secs(60), Some(secs(2))), Ok(secs(2)));
+        assert_eq!(
+            grace_within(secs(5), secs(60), Some(secs(3))),
+            Err(exit::USAGE)
+        );
+        let tiny = grace_within(Duration::from_millis(100), secs(10), None);
+        assert_eq!(tiny, Ok(Duration::ZERO));
+    }
+}

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Does jobs until it is told to stop; the exit code.
 pub(crate) async fn run(client: &Client, args: &Working, signals: &mut Signals) -> u8 {
-    let grace = match runner::grace(args.ttl, args.grace) {
+    let grace = match runner::grace_within(args.max_run, args.ttl, args.grace) {
         Ok(grace) => grace,
         Err(code) => return code,
     };

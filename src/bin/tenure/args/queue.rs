@@ -111,8 +111,8 @@ pub(crate) struct Working {
     /// How long after a failure the job is delivered again; default: 1 s, doubling to 5 min
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) retry_delay: Option<Duration>,
-    /// How long before its job is lost a command gets TERM; default: a fifth of the TTL; at most
-    /// half of it less 500 ms
+    /// How long before its job is lost a command gets TERM; default: a fifth of the TTL or of the
+    /// max run, whichever is less; at most half of the TTL less 500 ms, and of the max run less 150 ms
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(crate) grace: Option<Duration>,
     /// End when no job is ready, claimed or delayed
