@@ -6,6 +6,9 @@
 mod common;
 #[path = "common/gate.rs"]
 mod gate;
+#[allow(dead_code)] // each test crate uses a part
+#[path = "common/grpc.rs"]
+mod grpc;
 #[path = "common/peers.rs"]
 mod peers;
 
@@ -17,6 +20,7 @@ use common::wait::{LONG, until};
 use common::words::{key, write};
 use futures_util::StreamExt;
 use gate::{Gate, Pass};
+use grpc::{Fault, Grpc, Which};
 use peers::Peers;
 use tenure::etcd3::{Builder, Etcd3};
 use tenure::runtime::Clock;
@@ -221,6 +225,34 @@ async fn a_server_that_calls_have_left_is_asked_at_once_whether_it_still_feeds_t
     let took = clock.now().since(since);
     assert!(took < Duration::from_secs(15), "it took {took:?}");
     println!("moved within {took:?}");
+}
+
+/// As etcd does since etcd#20229 while a watch begins at an index that the store has not come to.
+#[tokio::test]
+async fn a_quiet_server_that_tells_no_progress_keeps_the_watches() {
+    let etcd = quiet();
+    let proxy = Grpc::start(etcd.client_port()).await;
+    for nth in 1..1_000 {
+        proxy.inject(Which::of("WatchProgress", nth), Fault::Ignored);
+    }
+    let store = impatient(&proxy.url()).build().unwrap();
+    let mut updates = store.watch(Watch::tree(key("/w")));
+    opened(&mut updates).await;
+    let asked = || {
+        let calls = proxy.calls();
+        let asks = calls.iter().filter(|(name, _)| name.starts_with("Watch"));
+        asks.map(|(_, times)| times).sum::<u64>()
+    };
+    // A watch, a sign of life, and many more of these.
+    until("it is asked for signs of life", || asked() >= 10).await;
+    assert_eq!(etcd.calls("started", "Watch"), 1.0, "{:?}", proxy.calls());
+    assert_eq!(
+        watches(&etcd),
+        (1.0, 1.0),
+        "and nothing is left of the asking"
+    );
+    write(&store, "/w/k", "v").await;
+    assert_eq!(told(&mut updates).await, "/w/k +v");
 }
 
 /// Writes `/w/k` if it is not written yet: a write may meet the moment in which there is no leader.

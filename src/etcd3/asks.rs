@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::hub::Seat;
-use super::proto::{
-    WatchAsk, WatchCancelRequest, WatchProgressRequest, WatchRequest, WatchResponse,
-};
+use super::proto::{WatchAsk, WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::key::Index;
+
+/// What the watch of nothing is called.
+const NOTHING: i64 = 0;
 
 /// What a stream is asked, and what it has not answered yet.
 ///
@@ -47,11 +49,23 @@ impl Asks {
         }
     }
 
-    pub(super) fn sign_of_life(&self) {
-        self.send(WatchAsk::Progress(WatchProgressRequest {}));
+    /// Asks for a watch of an empty range, which every server answers, with a refusal that leaves
+    /// nothing behind.
+    ///
+    /// Not for progress: a server says nothing to that where no watch is, where one is not fed to
+    /// the end yet, and (since etcd#20229) where one begins at an index that the store has not come
+    /// to, as most of ours do until somebody writes.
+    pub(super) fn sign_of_life(&mut self) {
+        let key = Bytes::from_static(b"\x01");
+        self.created.push_back(NOTHING);
+        self.send(WatchAsk::Create(WatchCreateRequest {
+            range_end: key.clone(),
+            key,
+            ..WatchCreateRequest::default()
+        }));
     }
 
-    /// The name of what an answer is about.
+    /// The name of what an answer is about; `None` if that is nothing.
     pub(super) fn about(&mut self, answer: &WatchResponse) -> Option<i64> {
         if !answer.created {
             return Some(answer.watch_id);
@@ -61,7 +75,12 @@ impl Asks {
             // It may have been long.
             self.created = VecDeque::new();
         }
-        name
+        if name == Some(NOTHING) && !answer.canceled {
+            // By somebody who is not etcd.
+            let watch_id = answer.watch_id;
+            self.send(WatchAsk::Cancel(WatchCancelRequest { watch_id }));
+        }
+        name.filter(|name| *name != NOTHING)
     }
 
     fn send(&self, ask: WatchAsk) {

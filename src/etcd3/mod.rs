@@ -46,9 +46,8 @@
 //! Lock nor the Election service. `etcdctl lock`, `etcdctl elect` and Go's `concurrency` stand in
 //! the same lines.
 //!
-//! Not supported: `etcd grpc-proxy`. Its reads, writes and leases work, its watches do not: it
-//! answers no request for progress, so a quiet watch is taken for dead every few seconds, and on its
-//! shared watches it names cluster 0, which ends them with a `Protocol` error that says so. Proxies
+//! Not supported: `etcd grpc-proxy`. Its reads, writes and leases work, its watches do not: on those
+//! that it shares it names cluster 0, which ends them with a `Protocol` error that says so. Proxies
 //! and load balancers of TCP are fine: give them as the endpoint, and leave
 //! [`Builder::discover_members`] off.
 //!

@@ -25,6 +25,8 @@ use tokio::task::{AbortHandle, JoinSet};
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// The server never hears of it, and what came before and comes after on its stream goes on.
+    Ignored,
     /// The server never hears of it.
     LoseRequest(Client),
     /// The server did it, and its answer is thrown away.
@@ -321,6 +323,7 @@ impl Call {
     async fn ask(mut self, message: Bytes) -> Option<Self> {
         match self.shared.hit(&self.name(&message)) {
             None => {}
+            Some(Fault::Ignored) => return Some(self),
             Some(Fault::LoseRequest(client)) => return self.silent(client).await,
             Some(Fault::NoSpace) => {
                 self.refuse("8", NO_SPACE);

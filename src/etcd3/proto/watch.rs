@@ -14,13 +14,11 @@ pub(in crate::etcd3) enum WatchAsk {
     Create(WatchCreateRequest),
     #[prost(message, tag = "2")]
     Cancel(WatchCancelRequest),
-    #[prost(message, tag = "3")]
-    Progress(WatchProgressRequest),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(in crate::etcd3) struct WatchRequest {
-    #[prost(oneof = "WatchAsk", tags = "1, 2, 3")]
+    #[prost(oneof = "WatchAsk", tags = "1, 2")]
     pub(in crate::etcd3) ask: Option<WatchAsk>,
 }
 
@@ -54,9 +52,6 @@ pub(in crate::etcd3) struct WatchCancelRequest {
     #[prost(int64, tag = "1")]
     pub(in crate::etcd3) watch_id: i64,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(in crate::etcd3) struct WatchProgressRequest {}
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(in crate::etcd3) struct WatchResponse {
@@ -94,7 +89,7 @@ mod tests {
     #[test]
     fn what_is_empty_is_asked_all_the_same() {
         // Zero values are not sent, so an absent `EQUAL VERSION` costs nothing.
-        let empty = WatchRequest::from(WatchAsk::Progress(WatchProgressRequest {}));
-        assert_eq!(empty.encode_to_vec(), [0x1a, 0]);
+        let empty = WatchRequest::from(WatchAsk::Create(WatchCreateRequest::default()));
+        assert_eq!(empty.encode_to_vec(), [0x0a, 0]);
     }
 }
