@@ -6,7 +6,6 @@
 mod common;
 #[path = "common/gate.rs"]
 mod gate;
-#[allow(dead_code)] // each test crate uses a part
 #[path = "common/grpc.rs"]
 mod grpc;
 #[path = "common/peers.rs"]
