@@ -68,7 +68,8 @@ async fn start(core: &Core) -> bool {
             }
             outcome = core.store.grant(grant) => outcome,
         };
-        let granted = outcome.is_ok();
+        // Once it was, it is there, whatever becomes of the next request.
+        let granted = slow > 0 || outcome.is_ok();
         let now = core.runtime.clock.now();
         if slow < SLOW_GRANTS && outcome.as_ref().is_ok_and(|it| is_late(sent, *it, now)) {
             // It is there: this is a renewal, and over a connection that is there too.

@@ -122,6 +122,7 @@ impl Endpoints {
     }
 
     /// Tells of each move from now on.
+    #[cfg(feature = "etcd3")]
     pub(crate) fn moved(&self) -> watch::Receiver<u64> {
         self.moves.subscribe()
     }
