@@ -428,7 +428,6 @@ impl Shared {
     fn attached(&mut self) -> Vec<Attached> {
         self.terms.retain(|_, term| term.check().is_ok());
         let mut certain: Vec<_> = self.certain().collect();
-        // A store that cannot do all of them in time has done those that would end first.
         certain.sort_by_cached_key(|(_, term)| term.deadline());
         let attached = |(key, term): (&Key, &Arc<Term>)| Attached::new(key.clone(), term.value());
         certain.into_iter().map(attached).collect()
